@@ -1,88 +1,79 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import type { SquareClient } from "square";
 import { EXIT, SyncError } from "./errors.ts";
 import { type Customer, isRecord } from "./mapping.ts";
 import { makePace } from "./pace.ts";
 
-const ATTEMPT_MS = 15_000; // an answer, body included, that takes longer will not come
-const BUDGET_MS = 60_000; // after so long, a request is given up: the trouble is not a short one
-const BACKOFF_MS = 500; // the first wait; each further one is twice as long, give or take half
-const LONGEST_WAIT_MS = 16_000;
+const ATTEMPT_MS = 15_000; // a whole answer that takes longer will not come
+const BUDGET_MS = 60_000; // a request is given up after trying for so long
+const BACKOFF_MS = 500; // the first wait, give or take half; each further one is twice as long…
+const LONGEST_BACKOFF_MS = 16_000; // …up to this
 
-/** Which Square to talk to, and as whom. */
+/** Which Square, and as whom. `offline` is any base URL of one's own. */
 export interface Account {
-  /** `sandbox`, `production`, or `offline` for a base URL of its own. */
-  environment: string;
+  environment: "sandbox" | "production" | "offline";
   token: string;
   baseUrl: string | undefined;
 }
 
-/** One page of a search. Only the absence of a cursor ends a search: a page may be short, or empty. */
-export interface Page {
-  customers: Customer[];
-  cursor: string | undefined;
-  count: number;
-}
+/** One page of a search. It may be short or empty; the last one has no cursor. */
+export type Page = { customers: Customer[]; cursor: string | undefined; count: number };
 
-/** What Square answered for one row of a bulk call. */
-export type Created = { customer: Customer } | { errors: SquareError[] };
+/** One of the `errors` in an answer: category, code, and perhaps detail and field. */
+export type SquareProblem = Record<string, unknown>;
 
-export interface SquareError {
-  category: string;
-  code: string;
-  field: string;
-  detail: string;
-}
+/** What came of one row of a create. */
+export type Created = { customer: Customer } | { errors: SquareProblem[] };
 
-/** The calls that the kit makes, and what they cost. */
+/** The calls of the kit, and what they cost so far. */
 export interface Square {
   searchCustomers(body: object): Promise<Page>;
   /** @param customer with its `idempotency_key` */
   createCustomer(customer: Customer): Promise<Created>;
-  /** @param customers 1 to 100, by idempotency key */
+  /** @param customers 1 to 100 of them, by idempotency key */
   bulkCreateCustomers(customers: Record<string, Customer>): Promise<Record<string, Created>>;
-  /** Requests sent, retries included, and how many of them were retries. */
   sent: { requests: number; retries: number };
-  /** Square's clock at its first answer, and ours at that moment, in milliseconds since 1970. */
+  /** Square's clock at its first answer and ours at that moment, in milliseconds since 1970. */
   clock: { square: number; local: number } | undefined;
 }
 
-/**
- * A refusal that names the request, not the network: status 4xx, or errors in a 200. Callers that can
- * do something about one catch it; for all others it is a SyncError with a message for a person.
- */
+/** Square understood the request and refused it; trying again would not help. */
 export class RefusedError extends SyncError {
-  override name = "RefusedError";
-  errors: SquareError[];
+  errors: SquareProblem[];
 
-  constructor(message: string, errors: SquareError[], status: number) {
-    const denied = status === 401 || status === 403 || isCategory(errors, "AUTHENTICATION_ERROR");
-    super(message, {
-      exitCode: denied ? EXIT.notAllowed : EXIT.failed,
-      next: denied
-        ? "check that SQUARE_ACCESS_TOKEN is of this environment, not expired, and may read and write customers"
+  constructor(status: number, errors: SquareProblem[]) {
+    const isDenied = status === 401 || status === 403 || has(errors, "AUTHENTICATION_ERROR");
+    super(
+      `Cannot ${isDenied ? "use this token" : "get an answer"}: Square says ${toWords(status, errors)}`,
+      isDenied ? EXIT.notAllowed : EXIT.failed,
+      isDenied
+        ? "a token of this SQUARE_ENVIRONMENT that is not expired, with CUSTOMERS_READ and CUSTOMERS_WRITE"
         : undefined,
-    });
-    this.errors = errors.length > 0 ? errors : [toError({ code: `HTTP ${status}` })];
+    );
+    this.errors = errors;
   }
 }
 
-/** A failure that may pass; `waitMs` is how long Square asked us to wait, if it did. */
-interface Passing {
-  why: string;
-  limited: boolean;
-  waitMs: number | undefined;
-  cause?: unknown;
+/** True when one of the errors is of one of these categories of Square's. */
+export function has(errors: SquareProblem[], ...categories: string[]): boolean {
+  return errors.some(({ category }) => categories.includes(String(category)));
+}
+
+/** Status, codes and fields; not the details, which can quote what a customer said. */
+export function toWords(status: number, errors: SquareProblem[]): string {
+  const words = errors.map(({ code, field }) => (field ? `${code} (${field})` : String(code)));
+  return [...new Set(words.length > 0 ? words : [`status ${status}`])].join(", ");
 }
 
 /**
- * Connects to Square, lazily: the SDK is loaded with the first request, since that takes most of a second.
+ * Connects to Square. The SDK is loaded with the first request, since that alone takes most of a second.
  *
- * Requests go through the SDK's `fetch`, which knows the hosts, the token's header and the API version.
- * Its typed calls are not used: they take a 200 with half a body for an empty last page, turn a whole
- * reply into other names when one field surprises them, and cannot wait for a body that stalls.
+ * Requests go through the SDK's `fetch`, which knows hosts, token and API version. Its typed calls are
+ * not used: they take half of a reply for an empty last page, rename a whole reply's fields when one
+ * surprises them, refuse a batch for one unknown country, and wait for ever for a body that stalls.
  * @param workers how many requests may be under way at a time
  * @param stop ends every request and every wait
- * @param say hears of each retry, for --verbose
+ * @param say is told of each retry
  */
 export function connectSquare(
   account: Account,
@@ -91,175 +82,131 @@ export function connectSquare(
   say: (text: string) => void,
 ): Square {
   const pace = makePace(workers);
-  let connecting: Promise<import("square").SquareClient> | undefined;
+  let connecting: Promise<SquareClient> | undefined;
   const square: Square = {
     sent: { requests: 0, retries: 0 },
     clock: undefined,
     async searchCustomers(body) {
-      const reply = await send("/v2/customers/search", body, (reply) => {
-        const customers = reply.customers ?? [];
-        return Array.isArray(customers) && customers.every(hasId);
-      });
+      const isWhole = ({ customers = [] }) => Array.isArray(customers) && customers.every(hasId);
+      const { customers, cursor, count } = await send("/v2/customers/search", body, isWhole);
       return {
-        customers: Array.isArray(reply.customers) ? reply.customers : [],
-        cursor: typeof reply.cursor === "string" && reply.cursor !== "" ? reply.cursor : undefined,
-        count: Number(reply.count ?? 0),
+        customers: Array.isArray(customers) ? customers : [],
+        cursor: typeof cursor === "string" && cursor !== "" ? cursor : undefined,
+        count: Number(count ?? 0),
       };
     },
-    async createCustomer(customer) {
-      return toCreated(await send("/v2/customers", customer, ({ customer }) => hasId(customer)));
+    async createCustomer(body) {
+      return toCreated(await send("/v2/customers", body, ({ customer }) => hasId(customer)));
     },
     async bulkCreateCustomers(customers) {
+      const of = (reply: Record<string, unknown>, key: string) =>
+        isRecord(reply.responses) ? reply.responses[key] : undefined;
       const keys = Object.keys(customers);
-      const isWhole = (reply: Record<string, unknown>) =>
-        keys.every((key) => {
-          const created = isRecord(reply.responses) ? reply.responses[key] : undefined;
-          return isRecord(created) && (hasId(created.customer) || toErrors(created).length > 0);
-        });
-      const { responses } = await send("/v2/customers/bulk-create", { customers }, isWhole);
-      const replies = isRecord(responses) ? responses : {};
-      return Object.fromEntries(keys.map((key) => [key, toCreated(replies[key])]));
+      const reply = await send("/v2/customers/bulk-create", { customers }, (reply) =>
+        keys.every((key) => isRecord(of(reply, key)) && isCreated(toCreated(of(reply, key)))),
+      );
+      return Object.fromEntries(keys.map((key) => [key, toCreated(of(reply, key))]));
     },
   };
 
-  /** Sends until there is a whole answer: every search only reads, every create carries a stored key. */
+  // Every search only reads and every create carries a stored key, so whatever was asked may be asked
+  // again. What is not a whole answer is a failure, never an empty page.
   async function send(
     path: string,
     body: object,
     isWhole: (reply: Record<string, unknown>) => boolean,
   ): Promise<Record<string, unknown>> {
-    const client = await connect();
-    let started: number | undefined;
+    connecting ??= connect(account);
+    const client = await connecting;
+    let firstAt = 0;
     for (let attempt = 1; ; attempt++) {
       await pace.turn(stop);
-      started ??= Date.now();
+      firstAt ||= Date.now();
       square.sent.requests++;
       if (attempt > 1) square.sent.retries++;
-      let outcome: Awaited<ReturnType<typeof sendOnce>> | undefined;
+      let reply: Awaited<ReturnType<typeof sendOnce>> | undefined;
       try {
-        outcome = await sendOnce(client, path, body, isWhole);
+        reply = await sendOnce(client, path, body);
       } finally {
-        pace.over(outcome !== undefined && "reply" in outcome);
+        pace.over(reply?.status === 200);
       }
-      if ("reply" in outcome) return outcome.reply;
-      const backoff = Math.min(BACKOFF_MS * 2 ** (attempt - 1), LONGEST_WAIT_MS);
-      const waitMs = outcome.waitMs ?? backoff * (0.5 + Math.random());
-      if (Date.now() - started + waitMs > BUDGET_MS)
-        throw new SyncError(`Cannot reach Square (${account.environment}): ${outcome.why}`, {
-          exitCode: EXIT.later,
-          next: `run it again later; ${attempt} attempt${attempt === 1 ? " was" : "s were"} made`,
-          cause: outcome.cause,
-        });
-      say(`${path}: ${outcome.why}; trying again in ${(waitMs / 1000).toFixed(1)} s`);
+      const { status, json, errors } = reply;
+      const isLimited = status === 429 || has(errors, "RATE_LIMIT_ERROR");
+      const passes =
+        isLimited || status === 408 || status >= 500 || status === 0 || has(errors, "API_ERROR");
+      if (!passes && (status !== 200 || errors.length > 0)) throw new RefusedError(status, errors);
+      if (!passes && isRecord(json) && isWhole(json)) return json;
+
+      const why = passes && status > 0 ? toWords(status, errors) : "no whole answer";
+      const backoff = Math.min(BACKOFF_MS * 2 ** (attempt - 1), LONGEST_BACKOFF_MS);
+      const waitMs = reply.retryAfterMs ?? backoff * (0.5 + Math.random());
+      if (Date.now() - firstAt + waitMs > BUDGET_MS)
+        throw new SyncError(
+          `Cannot reach Square (${account.environment}): ${why}, ${attempt} times`,
+          EXIT.later,
+          "run it again later; check the network and https://www.issquareup.com",
+          reply.cause,
+        );
+      say(`${path}: ${why}; trying again in ${(waitMs / 1e3).toFixed(1)} s`);
       // A rate limit is everybody's: all workers slow down, not only the one that was told.
-      if (outcome.limited) pace.limited(waitMs);
+      if (isLimited) pace.limited(waitMs);
       else await sleep(waitMs, undefined, { signal: stop });
     }
   }
 
-  async function sendOnce(
-    client: import("square").SquareClient,
-    path: string,
-    body: object,
-    isWhole: (reply: Record<string, unknown>) => boolean,
-  ): Promise<{ reply: Record<string, unknown> } | Passing> {
+  /** One request; status 0 when there was no answer, or it did not come whole in time. */
+  async function sendOnce(client: SquareClient, path: string, body: object) {
     const attempt = new AbortController();
-    const timer = setTimeout(() => attempt.abort(), ATTEMPT_MS);
-    const stopped = () => attempt.abort();
-    stop.addEventListener("abort", stopped);
+    const abort = () => attempt.abort();
+    const timer = setTimeout(abort, ATTEMPT_MS);
+    stop.addEventListener("abort", abort);
+    const headers = { "Content-Type": "application/json" };
+    const request = { method: "POST", headers, body: JSON.stringify(body) };
     try {
-      const response = await client.fetch(
-        path,
-        {
-          method: "POST",
-          headers: { "Content-Type": "application/json" },
-          body: JSON.stringify(body),
-        },
-        { abortSignal: attempt.signal, maxRetries: 0 },
-      );
-      // The same signal covers the body, which the SDK's own time-out does not.
-      const text = await response.text();
+      const options = { abortSignal: attempt.signal, maxRetries: 0 };
+      const response = await client.fetch(path, request, options);
+      const json = toJson(await response.text());
       const date = Date.parse(response.headers.get("date") ?? "");
-      if (!Number.isNaN(date)) square.clock ??= { square: date, local: Date.now() };
-      const reply = toJson(text);
-      const errors = toErrors(reply);
-      const { status } = response;
-      const why = [`status ${status}`, ...errors.map(toWords)].join(", ");
-      const limited = status === 429 || isCategory(errors, "RATE_LIMIT_ERROR");
-      if (limited || status === 408 || status >= 500 || isCategory(errors, "API_ERROR"))
-        return { why, limited, waitMs: toWaitMs(response.headers, Date.now()) };
-      if (status !== 200 || errors.length > 0)
-        throw new RefusedError(`Cannot get an answer from Square: ${why}`, errors, status);
-      // Proxies and bad days answer 200 with a page of HTML or half of the JSON. That is not an answer.
-      if (!isRecord(reply) || !isWhole(reply))
-        return { why: "the answer was not whole", limited: false, waitMs: undefined };
-      return { reply };
-    } catch (error) {
+      if (date) square.clock ??= { square: date, local: Date.now() };
+      const errors =
+        isRecord(json) && Array.isArray(json.errors) ? json.errors.filter(isRecord) : [];
+      const retryAfterMs = toWaitMs(response.headers.get("retry-after"), date || Date.now());
+      return { status: response.status, json, errors, retryAfterMs, cause: undefined };
+    } catch (cause) {
       stop.throwIfAborted();
-      if (error instanceof SyncError) throw error;
-      const why = attempt.signal.aborted ? "no whole answer in time" : "the connection failed";
-      return { why, limited: false, waitMs: undefined, cause: error };
+      return { status: 0, json: undefined, errors: [], retryAfterMs: undefined, cause };
     } finally {
       clearTimeout(timer);
-      stop.removeEventListener("abort", stopped);
+      stop.removeEventListener("abort", abort);
     }
-  }
-
-  function connect(): Promise<import("square").SquareClient> {
-    connecting ??= import("square").then(({ SquareClient, SquareEnvironment }) => {
-      const { environment, token, baseUrl } = account;
-      const host = environment === "production" ? "Production" : "Sandbox";
-      return new SquareClient({
-        token,
-        // The SDK's default is production; ours never is.
-        baseUrl: baseUrl ?? SquareEnvironment[host],
-        // A redirect would send customers to a host that nobody named.
-        fetch: (url, init) => fetch(url, { ...init, redirect: "error" }),
-      });
-    });
-    return connecting;
   }
 
   return square;
 }
 
-/** Whether errors are about Square or the token, and say nothing about the row. */
-export function isNotOfTheRow(errors: SquareError[]): boolean {
-  return ["API_ERROR", "RATE_LIMIT_ERROR", "AUTHENTICATION_ERROR"].some((category) =>
-    isCategory(errors, category),
-  );
-}
-
-/** Square's code and field, and nothing that a customer said: details can quote a row. */
-export function toWords({ code, field }: SquareError): string {
-  return field === "" ? code : `${code} (${field})`;
-}
-
-export function isCategory(errors: SquareError[], category: string): boolean {
-  return errors.some((error) => error.category === category);
-}
-
-function toErrors(reply: unknown): SquareError[] {
-  if (!isRecord(reply) || !Array.isArray(reply.errors)) return [];
-  return reply.errors.filter(isRecord).map(toError);
-}
-
-function toError(error: Record<string, unknown>): SquareError {
-  const word = (value: unknown) => (typeof value === "string" ? value : "");
-  return {
-    category: word(error.category),
-    code: word(error.code) || "UNKNOWN",
-    field: word(error.field),
-    detail: word(error.detail),
-  };
+async function connect({ environment, token, baseUrl }: Account): Promise<SquareClient> {
+  const { SquareClient, SquareEnvironment } = await import("square");
+  const { Production, Sandbox } = SquareEnvironment;
+  return new SquareClient({
+    token,
+    // The SDK's default is production; ours never is.
+    baseUrl: baseUrl ?? (environment === "production" ? Production : Sandbox),
+    // A redirect would take customers to a host that nobody named.
+    fetch: (url, init) => fetch(url, { ...init, redirect: "error" }),
+  });
 }
 
 function toCreated(reply: unknown): Created {
-  if (isRecord(reply) && isRecord(reply.customer)) return { customer: reply.customer };
-  return { errors: toErrors(reply) };
+  if (isRecord(reply) && hasId(reply.customer)) return { customer: reply.customer };
+  const errors = isRecord(reply) && Array.isArray(reply.errors) ? reply.errors : [];
+  return { errors: errors.filter(isRecord) };
 }
 
-function hasId(customer: unknown): boolean {
+function isCreated(created: Created): boolean {
+  return "customer" in created || created.errors.length > 0;
+}
+
+function hasId(customer: unknown): customer is Customer {
   return isRecord(customer) && typeof customer.id === "string" && customer.id !== "";
 }
 
@@ -267,17 +214,15 @@ function toJson(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch {
-    return undefined; // not an answer; the caller decides by the status whether to try again
+    return undefined; // HTML, or half of the JSON: the status and the caller say what that means
   }
 }
 
-// Retry-After is a number of seconds or a date; the date is by Square's clock, so its own Date is used.
-function toWaitMs(headers: Headers, now: number): number | undefined {
-  const text = headers.get("retry-after");
-  if (text === null || text.trim() === "") return undefined;
-  const seconds = Number(text);
-  if (seconds >= 0) return seconds * 1_000;
-  const from = Date.parse(headers.get("date") ?? "") || now;
-  const wait = Date.parse(text) - from;
-  return Number.isNaN(wait) ? undefined : Math.max(wait, 0);
+// A number of seconds, or a date by Square's own clock.
+function toWaitMs(retryAfter: string | null, now: number): number | undefined {
+  if (!retryAfter?.trim()) return undefined;
+  const waitMs = Number(retryAfter) * 1e3;
+  const untilMs = Math.max(Date.parse(retryAfter) - now, 0);
+  if (waitMs >= 0) return waitMs;
+  return Number.isNaN(untilMs) ? undefined : untilMs;
 }

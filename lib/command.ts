@@ -1,175 +1,152 @@
 import { readFileSync } from "node:fs";
-import { parse as parseEnv } from "dotenv";
+import { parse } from "dotenv";
 import yargs, { type InferredOptionTypes, type Options } from "yargs";
 import { type Account, connectSquare, type Square } from "./client.ts";
 import { type Check, checkReady, type Database, openDatabase } from "./database.ts";
 import { codeOf, EXIT, type ExitCode, SyncError, toPrintable } from "./errors.ts";
 import { toInstant } from "./window.ts";
 
-/** Printed by --version; a test holds it to package.json, which Deno may not read here. */
-export const VERSION = "1.0.0";
+// Held to package.json by a test; Deno may not read that from everywhere.
+const VERSION = "1.0.0";
 
-const PROGRESS_AFTER_MS = 1_000; // what is over sooner needs no bar
-const PROGRESS = "{bar} {value}/{total} customers, {rate} a second, {eta_formatted} left";
+const BAR_AFTER_MS = 1_000; // what is over sooner needs no bar
+const BAR = "{bar} {value}/{total} customers, {rate} a second, {eta_formatted} left";
+
+type AllOptions = Record<string, Options>;
 
 const COMMON = {
-  db: {
-    type: "string",
-    requiresArg: true,
-    describe: "The SQLite file [DATABASE_PATH or database.db]",
-  },
+  db: { type: "string", requiresArg: true, describe: "The file [DATABASE_PATH or database.db]" },
   json: { type: "boolean", default: false, describe: "Print one JSON object" },
-  quiet: { type: "boolean", default: false, describe: "Print problems only" },
-  verbose: {
-    type: "boolean",
-    default: false,
-    describe: "Tell of retries, and where an error came from",
-  },
-} as const satisfies Record<string, Options>;
+  quiet: { type: "boolean", default: false, describe: "Print nothing but errors" },
+  verbose: { type: "boolean", default: false, describe: "Tell of retries and causes" },
+} as const satisfies AllOptions;
 
-const EXIT_CODES = `Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 some rows refused
-or held, 4 token refused, 75 try again later, 130/143 stopped by a signal.`;
-
-/** --since and --until of the two pulls; a word that is no time is refused before anything is tried. */
-export const WINDOW_OPTIONS = {
+/** The options of the pulls. A word that is no time is refused before anything is tried. */
+export const PULL_OPTIONS = {
   since: {
     type: "string",
     default: "last",
     requiresArg: true,
     describe: "last, all, 90s, 5m, 24h, 1d, 2w, 2026-08-01 or an RFC 3339 time",
-    coerce: (text: string) => checkTime("--since", text, ["last", "all"]),
+    coerce: (text: string) => checkTime("--since", text, "last", "all"),
   },
   until: {
     type: "string",
     requiresArg: true,
-    describe: "The same, but for last and all [no end]",
-    coerce: (text: string) => checkTime("--until", text, []),
+    describe: "The same without last and all [no end]",
+    coerce: (text: string) => checkTime("--until", text),
   },
   concurrency: {
     type: "number",
     default: 4,
     requiresArg: true,
-    describe: "Slices read side by side; 1 = in order",
+    describe: "Requests side by side; 1 = in order",
     coerce: (count: number) => checkCount("--concurrency", count, 16),
   },
-} as const satisfies Record<string, Options>;
+} as const satisfies AllOptions;
 
-/** What a script is to its `--help`. */
-export interface Manual<O> {
+/** What `--help` says of a script. */
+export interface Manual<O extends AllOptions> {
   name: string;
   purpose: string;
   options: O;
-  /** Three command lines and what each is for. */
-  examples: readonly (readonly [string, string])[];
+  examples: readonly (readonly [command: string, what: string])[];
+  exitCodes: string;
+  /** False for a script that asks Square for nothing, and so needs no token. */
+  needsSquare: boolean;
 }
 
-/** What a script has at hand while it runs. */
-export interface Context<O extends Record<string, Options>> {
+/** What a script has at hand. */
+export interface Run<O extends AllOptions> {
   options: InferredOptionTypes<O>;
-  /** The name of the Square that this run is for; of `init-db`, which has none, the empty word. */
   environment: string;
   databasePath: string;
-  /** Aborts when the script is told to stop. */
-  stop: AbortSignal;
-  /** @param check refuses a file; by default one that is not ready for this environment */
+  /** Locks the file until the script ends. @param check by default: ready, and of this environment */
   openDatabase(check?: Check, mayBeNew?: boolean): Promise<Database>;
   connectSquare(workers: number): Square;
   warn(text: string): void;
-  /** Moves the bar on a terminal. */
+  /** Moves the bar; there is one on a terminal only. */
   progress(done: number, total: number): void;
 }
 
-/** What a script has to say in the end: a line for a person, or an object for a program. */
-export interface Summary {
-  text: string;
-  json: Record<string, unknown>;
-  exitCode?: ExitCode;
-}
+/** What a script says in the end: a line to a person, or an object to a program. */
+export type Summary = { text: string; json: Record<string, unknown>; exitCode?: ExitCode };
 
 /**
- * Runs one script: options and configuration first, all of their problems at once; then `main`; then
- * the summary, or the error and its exit code. A file or a lock is never left half done.
+ * Runs a script: first options and configuration, then `main`, then the summary on stdout, or the error
+ * on stderr; and the exit code that says which.
  */
-export async function runScript<const O extends Record<string, Options>>(
+export async function runScript<const O extends AllOptions>(
   manual: Manual<O>,
-  needsSquare: boolean,
-  main: (context: Context<O>) => Promise<Summary>,
+  main: (run: Run<O>) => Promise<Summary>,
 ): Promise<void> {
   const stop = new AbortController();
-  for (const [signal, code] of [
-    ["SIGINT", EXIT.interrupted],
-    ["SIGTERM", EXIT.terminated],
-  ] as const)
-    process.once(signal, () =>
-      stop.abort(
-        new SyncError(`Cannot go on: stopped by ${signal}`, {
-          exitCode: code,
-          next: "run it again: it carries on where it stopped",
-        }),
-      ),
-    );
-  let verbose = process.argv.includes("--verbose");
+  const stopFor = (signal: string, exitCode: ExitCode) => () =>
+    stop.abort(new SyncError(`Cannot go on: stopped by ${signal}`, exitCode, "run it again"));
+  process.once("SIGINT", stopFor("SIGINT", EXIT.interrupted));
+  process.once("SIGTERM", stopFor("SIGTERM", EXIT.terminated));
+  let isVerbose = false;
   let token = "";
   let database: Database | undefined;
-  let bar: Bar | undefined;
-  // The one way to stderr: nothing secret, and nothing that a terminal would obey.
+  let bar: ReturnType<typeof makeBar> | undefined;
+  // The only way to stderr: no token, and nothing that a terminal would obey.
   const say = (text: string) => {
-    const safe = token === "" ? text : text.replaceAll(token, "[token]");
+    const safe = token === "" ? text : text.replaceAll(token, "(the token)");
     for (const line of safe.split("\n")) process.stderr.write(`${toPrintable(line)}\n`);
   };
   try {
     const options = await readOptions(manual);
     if (options === undefined) return;
-    verbose = options.verbose;
-    const { databasePath, account } = readConfiguration(options.db, needsSquare);
+    isVerbose = options.verbose;
+    const { databasePath, account } = readConfiguration(options.db, manual.needsSquare);
+    const { environment } = account;
     token = account.token;
-    const progress = makeBar(options.quiet);
-    bar = progress;
+    bar = makeBar(!options.quiet && process.stderr.isTTY);
     const summary = await main({
       options,
-      environment: account.environment,
+      environment,
       databasePath,
-      stop: stop.signal,
-      openDatabase: async (check = checkReady(account.environment), mayBeNew = false) => {
+      openDatabase: async (check = checkReady(environment), mayBeNew = false) => {
         database = await openDatabase(databasePath, stop.signal, check, mayBeNew);
         return database;
       },
       connectSquare: (workers) =>
-        connectSquare(account, workers, stop.signal, verbose ? (text) => say(text) : () => {}),
+        connectSquare(account, workers, stop.signal, (text) => isVerbose && say(text)),
       warn: (text) => !options.quiet && say(`${manual.name}: ${text}`),
-      progress: progress.move,
+      progress: bar.move,
     });
     bar.stop();
+    const lines = summary.text.split("\n").map(toPrintable).join("\n");
     if (options.json) process.stdout.write(`${JSON.stringify(summary.json)}\n`);
-    else if (!options.quiet)
-      process.stdout.write(`${summary.text.split("\n").map(toPrintable).join("\n")}\n`);
+    else if (!options.quiet) process.stdout.write(`${lines}\n`);
     process.exitCode = summary.exitCode ?? EXIT.done;
   } catch (thrown) {
     bar?.stop();
-    const error = stop.signal.aborted ? stop.signal.reason : thrown;
+    const error: unknown = stop.signal.aborted ? stop.signal.reason : thrown;
+    const isOurs = error instanceof SyncError;
     const message = error instanceof Error ? error.message : String(error);
-    say(`${manual.name}: ${error instanceof SyncError ? message : `Cannot go on: ${message}`}`);
-    if (error instanceof SyncError && error.next !== undefined) say(`Try: ${error.next}`);
-    for (let e = error; verbose && e instanceof Error; e = e.cause) say(e.stack ?? e.message);
-    process.exitCode = error instanceof SyncError ? error.exitCode : EXIT.failed;
+    say(`${manual.name}: ${isOurs ? message : `Cannot go on: ${message}`}`);
+    if (isOurs && error.next) say(`Try: ${error.next}`);
+    for (let one = error; isVerbose && one instanceof Error; one = one.cause) say(`${one.stack}`);
+    process.exitCode = isOurs ? error.exitCode : EXIT.failed;
   } finally {
     database?.close();
-    stop.abort(); // ends what other workers were still waiting for
+    stop.abort(); // what other workers still wait for
   }
 }
 
-/** @returns the options, or undefined when help or the version was asked for and is printed */
-async function readOptions<O extends Record<string, Options>>(
+/** @returns the options; undefined when help or the version was asked for, and is printed */
+async function readOptions<const O extends AllOptions>(
   manual: Manual<O>,
 ): Promise<InferredOptionTypes<O & typeof COMMON> | undefined> {
   let printed = "";
-  let problem: unknown;
+  let problem: Error | undefined;
   const parser = yargs()
     .scriptName(manual.name)
-    .usage(`${manual.name}: ${manual.purpose}`)
+    .usage(`${manual.name} ${manual.purpose}`)
     .options({ ...manual.options, ...COMMON })
     .example(manual.examples.map(([command, what]) => [command, what]))
-    .epilogue(EXIT_CODES)
+    .epilogue(`Exit codes: ${manual.exitCodes}`)
     .version(VERSION)
     .strict()
     .demandCommand(0, 0)
@@ -177,68 +154,64 @@ async function readOptions<O extends Record<string, Options>>(
     .detectLocale(false)
     .exitProcess(false)
     .wrap(80);
-  const argv = await parser.parseAsync(process.argv.slice(2), {}, (error, _argv, output) => {
-    problem = error;
+  const options = await parser.parseAsync(process.argv.slice(2), {}, (error, _, output) => {
+    if (error) problem = error;
     printed = output;
   });
-  if (problem) {
-    const what = problem instanceof Error ? problem.message : String(problem);
-    throw new SyncError(what.startsWith("Cannot") ? what : `Cannot use these options: ${what}`, {
-      exitCode: EXIT.usage,
-      next: `${manual.name} --help`,
-    });
+  if (problem !== undefined) {
+    // yargs hands on what a check of ours said under another class.
+    const said = (problem as Error).message;
+    const message = said.startsWith("Cannot") ? said : `Cannot use these options: ${said}`;
+    throw new SyncError(message, EXIT.usage, `${manual.name} --help`);
   }
   if (printed !== "") process.stdout.write(`${printed}\n`);
-  return printed === "" ? (argv as unknown as InferredOptionTypes<O & typeof COMMON>) : undefined;
+  return printed === ""
+    ? (options as unknown as InferredOptionTypes<O & typeof COMMON>)
+    : undefined;
 }
 
-/** Reads the environment, then `.env`, and checks all of it before any work. */
+/** Reads the environment, then `.env`. @throws SyncError (usage) with all that is wrong, at once */
 function readConfiguration(
   db: string | undefined,
   needsSquare: boolean,
 ): { databasePath: string; account: Account } {
   const file = readDotEnv();
   const read = (name: string) => process.env[name] ?? file[name] ?? "";
-  const problems: string[] = [];
-  const baseUrl = read("SQUARE_BASE_URL");
-  const named = read("SQUARE_ENVIRONMENT") || "sandbox";
   const token = read("SQUARE_ACCESS_TOKEN").trim();
-  if (db === "") problems.push("--db needs a path");
+  const named = read("SQUARE_ENVIRONMENT") || "sandbox";
+  const baseUrl = read("SQUARE_BASE_URL");
+  const environment = baseUrl === "" && named === "production" ? "production" : "sandbox";
+  const wrong: string[] = [];
   if (needsSquare && token === "")
-    problems.push(
-      "SQUARE_ACCESS_TOKEN is not set (put it into .env, or try it without an account: npm run demo)",
+    wrong.push("SQUARE_ACCESS_TOKEN is not set (no account yet? npm run demo needs none)");
+  if (needsSquare && !/^[\x21-\x7e]*$/.test(token))
+    wrong.push("SQUARE_ACCESS_TOKEN holds a character that no token has");
+  if (needsSquare && named !== "sandbox" && named !== "production")
+    wrong.push(`SQUARE_ENVIRONMENT is ${JSON.stringify(named)}, not sandbox or production`);
+  if (needsSquare && baseUrl !== "" && !isSafeUrl(baseUrl))
+    wrong.push("SQUARE_BASE_URL is no https address (plain http: for this computer only)");
+  if (db === "") wrong.push("--db is empty");
+  if (wrong.length > 0)
+    throw new SyncError(
+      `Cannot start: ${wrong.join("; ")}`,
+      EXIT.usage,
+      "cp .env.example .env, and fill it in",
     );
-  // A token is one line of visible characters; a pasted line break would end up in a header.
-  else if (!/^[\x21-\x7e]*$/.test(token))
-    problems.push("SQUARE_ACCESS_TOKEN has characters that no token has");
-  if (named !== "sandbox" && named !== "production")
-    problems.push(`SQUARE_ENVIRONMENT is ${JSON.stringify(named)}, neither sandbox nor production`);
-  if (baseUrl !== "" && !isSafeUrl(baseUrl))
-    problems.push(
-      "SQUARE_BASE_URL is not an https address (plain http is for this machine only: 127.0.0.1, ::1, localhost)",
-    );
-  if (needsSquare ? problems.length > 0 : db === "")
-    throw new SyncError(`Cannot start: ${problems.join("\nCannot start: ")}`, {
-      exitCode: EXIT.usage,
-      next: "cp .env.example .env, and fill it in; the README explains each line",
-    });
   return {
     databasePath: db ?? (read("DATABASE_PATH") || "database.db"),
-    account: {
-      environment: baseUrl === "" ? named : "offline",
-      token,
-      baseUrl: baseUrl || undefined,
-    },
+    account: baseUrl
+      ? { environment: "offline", token, baseUrl }
+      : { environment, token, baseUrl: undefined },
   };
 }
 
-// dotenv's config() would set what it reads, which Deno has to be allowed name by name.
+// Not dotenv's config(): it sets what it reads, and Deno must be allowed to set each name.
 function readDotEnv(): Record<string, string> {
   try {
-    return parseEnv(readFileSync(".env"));
+    return parse(readFileSync(".env"));
   } catch (error) {
     if (codeOf(error) === "ENOENT") return {};
-    throw new SyncError("Cannot read .env: no permission", { exitCode: EXIT.usage, cause: error });
+    throw new SyncError("Cannot read .env: no permission", EXIT.usage, undefined, error);
   }
 }
 
@@ -249,46 +222,38 @@ function isSafeUrl(text: string): boolean {
   return protocol === "https:" || (protocol === "http:" && isHere);
 }
 
-function checkTime(option: string, text: string, words: string[]): string {
+function checkTime(option: string, text: string, ...words: string[]): string {
   if (!words.includes(text)) toInstant(option, text, Date.now());
   return text;
 }
 
-/** @returns the count; @throws SyncError when it is not a whole number from 1 to `most` */
+/** @returns the count. @throws SyncError (usage) when it is no whole number from 1 to `most` */
 export function checkCount(option: string, count: number, most: number): number {
   if (Number.isInteger(count) && count >= 1 && count <= most) return count;
-  throw new SyncError(`Cannot use ${option}: it takes a whole number from 1 to ${most}`, {
-    exitCode: EXIT.usage,
-  });
+  throw new SyncError(
+    `Cannot use ${option}: it takes a whole number from 1 to ${most}`,
+    EXIT.usage,
+  );
 }
 
-interface Bar {
-  move(done: number, total: number): void;
-  stop(): void;
-}
-
-// A bar is for a person who waits: on a terminal only, and not for what is over in a moment.
-function makeBar(quiet: boolean): Bar {
-  const started = Date.now();
-  let stopped = quiet || !process.stderr.isTTY;
+function makeBar(isWanted: boolean) {
+  const startedAt = Date.now();
   let bar: import("cli-progress").SingleBar | undefined;
-  let loading: Promise<void> | undefined;
-  async function load(): Promise<void> {
-    const { Presets, SingleBar } = (await import("cli-progress")).default;
-    const options = { format: PROGRESS, clearOnComplete: true, stream: process.stderr };
-    if (stopped) return;
-    bar = new SingleBar(options, Presets.shades_classic);
-    bar.start(0, 0, { rate: 0 });
-  }
+  let isOver = !isWanted;
   return {
-    move(done, total) {
-      if (stopped || Date.now() - started < PROGRESS_AFTER_MS) return;
-      if (loading === undefined) loading = load();
-      bar?.setTotal(Math.max(total, done));
-      bar?.update(done, { rate: Math.round((done * 1_000) / (Date.now() - started)) });
+    async move(done: number, total: number): Promise<void> {
+      const seconds = (Date.now() - startedAt) / 1e3;
+      if (isOver || seconds * 1e3 < BAR_AFTER_MS) return;
+      const { Presets, SingleBar } = (await import("cli-progress")).default;
+      if (isOver) return;
+      const rate = Math.round(done / seconds);
+      bar ??= new SingleBar({ format: BAR, clearOnComplete: true }, Presets.shades_classic);
+      if (!bar.isActive) bar.start(total, done, { rate });
+      bar.setTotal(Math.max(total, done));
+      bar.update(done, { rate });
     },
-    stop() {
-      stopped = true;
+    stop(): void {
+      isOver = true;
       bar?.stop();
     },
   };

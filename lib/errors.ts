@@ -1,4 +1,4 @@
-/** What a script's exit code tells its caller. 75 is EX_TEMPFAIL of sysexits.h: worth another try later. */
+/** Exit codes; 75 is EX_TEMPFAIL of sysexits.h: a passing trouble, run it again later. */
 export const EXIT = {
   done: 0,
   failed: 1,
@@ -13,39 +13,28 @@ export const EXIT = {
 export type ExitCode = (typeof EXIT)[keyof typeof EXIT];
 
 /**
- * The one error of our own: its message is for the person who ran the script.
- * It says `Cannot <action> <object>: <state>`, and names no more of a customer than an id.
+ * An error for the person who ran the script: `Cannot <action> <object>: <state>`, then what to try
+ * next. It names no more of a customer than an id, and never a token.
  */
 export class SyncError extends Error {
-  override name = "SyncError";
   exitCode: ExitCode;
-  /** What to do next, printed as `Try: …`. */
   next: string | undefined;
 
-  constructor(
-    message: string,
-    options: { exitCode?: ExitCode; next?: string | undefined; cause?: unknown } = {},
-  ) {
-    super(message, { cause: options.cause });
-    this.exitCode = options.exitCode ?? EXIT.failed;
-    this.next = options.next;
+  constructor(message: string, exitCode: ExitCode, next?: string, cause?: unknown) {
+    super(message, { cause });
+    this.exitCode = exitCode;
+    this.next = next;
   }
 }
 
-/** The `code` of a system error such as `ENOENT`, or undefined. */
-export function codeOf(error: unknown): string | undefined {
-  return error instanceof Error && "code" in error && typeof error.code === "string"
-    ? error.code
-    : undefined;
+/** The `code` of a system error such as `ENOENT`, or the empty word. */
+export function codeOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : "";
 }
 
-/**
- * A text that is safe on a terminal: names come from strangers, and a control character in one
- * could move the cursor, recolour the screen or fake a line of a log.
- */
+/** Makes control characters visible: in a stranger's name one could fake a line of your log. */
 export function toPrintable(text: string): string {
-  return text.replace(
-    /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Surrogate}]/gu,
-    (char) => `\\u{${char.codePointAt(0)?.toString(16)}}`,
-  );
+  return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, (char) => {
+    return `\\u{${char.codePointAt(0)?.toString(16)}}`;
+  });
 }

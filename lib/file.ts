@@ -1,85 +1,62 @@
-import {
-  closeSync,
-  fchmodSync,
-  fchownSync,
-  fstatSync,
-  fsyncSync,
-  openSync,
-  readFileSync,
-  realpathSync,
-  renameSync,
-  rmSync,
-  statSync,
-  unlinkSync,
-  utimesSync,
-  writeFileSync,
-} from "node:fs";
+import * as fs from "node:fs";
 import { dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { codeOf, EXIT, SyncError } from "./errors.ts";
 
 // sql.js works on a copy in memory, so the file on disk is ours to protect: from a second script of
-// ours (the lock), from half a file (write beside, flush, rename) and from other programs (the stamp).
+// ours (the lock), from half a file (write beside, flush, rename), from other programs (the stamp).
 
-const LOCK_WAIT_MS = 5_000; // another script's quick pull is worth waiting for; a long one is not
-const LOCK_POLL_MS = 50;
-const LOCK_BEAT_MS = 2_000;
-const LOCK_STALE_MS = 30_000; // without a beat for so long, a holder that cannot be asked is dead
-const TOO_LARGE_BYTES = 1.9 * 2 ** 30; // Node cannot read 2 GiB in one call, and Deno cannot write it
+const POLL_MS = 50;
+const BUSY_MS = 5_000; // how long another script or program is waited for
+const BEAT_MS = 2_000;
+const DEAD_MS = 30_000; // a holder that cannot be asked is dead when its beat is missing for so long
+const LARGEST_BYTES = 1.9 * 2 ** 30; // Node cannot read 2 GiB in one call, nor Deno write it
 
-/** A held lock. */
-export interface Lock {
-  /** False when another script took the lock for dead and took it over: do not save any more. */
-  isHeld(): boolean;
-  release(): void;
-}
+/** A lock; `isHeld` is false when another script took its holder for dead: do not save any more. */
+export type Lock = { isHeld(): boolean; release(): void };
 
-/** Whose bytes these are: any commit by anybody changes at least one of the four. */
+/** What tells one state of a file from the next: any commit by anybody changes it. */
 export type Stamp = string;
 
 /**
- * Takes `<path>.lock`, so that one of our scripts runs on the file at a time, and clears away what a
- * killed one left. A killed holder is noticed at once where the runtime may ask for its process id;
- * Deno may not without --allow-run, and waits until the beats have been missing for half a minute.
- * @throws SyncError with exit code 75 when another script holds it for longer than a few seconds
+ * Takes `<path>.lock`, so that one of our scripts is at work on a file at a time, and clears away what
+ * a killed one left. A dead holder is noticed at once by its process id; Deno may not ask for that
+ * without --allow-run, and waits until the lock has had no beat for half a minute.
+ * @throws SyncError (later) when another script holds it for more than a few seconds
  */
 export async function lockFile(path: string, stop: AbortSignal): Promise<Lock> {
-  const lockPath = `${path}.lock`;
-  const token = `${process.pid} ${crypto.randomUUID()}`;
-  const isHeld = () => readLock(lockPath) === token;
-  for (const started = Date.now(); ; await sleep(LOCK_POLL_MS, undefined, { signal: stop })) {
+  const lock = `${path}.lock`;
+  const name = `${process.pid} ${crypto.randomUUID()}`;
+  const isHeld = () => readOwner(lock) === name;
+  for (const started = Date.now(); ; await sleep(POLL_MS, undefined, { signal: stop })) {
     try {
-      writeFileSync(lockPath, token, { flag: "wx", mode: 0o600 });
+      fs.writeFileSync(lock, name, { flag: "wx", mode: 0o600 });
       break;
     } catch (error) {
       if (codeOf(error) !== "EEXIST") throw cannot("lock", path, error);
     }
-    if (isAbandoned(lockPath)) {
-      // Two scripts may both find it abandoned. Each writes its name and waits; one name stays.
-      writeFileSync(lockPath, token);
-      await sleep(2 * LOCK_POLL_MS, undefined, { signal: stop });
+    if (isDead(lock)) {
+      // Two scripts may find it dead at once: both write their name and wait, and one name stays.
+      fs.writeFileSync(lock, name);
+      await sleep(2 * POLL_MS, undefined, { signal: stop });
       if (isHeld()) break;
     }
-    if (Date.now() - started > LOCK_WAIT_MS)
-      throw new SyncError(`Cannot use "${path}": another script is working on it`, {
-        exitCode: EXIT.later,
-        next: "run it again when the other one is done",
-      });
+    if (Date.now() - started > BUSY_MS) throw busy(path, "another script is at work on it");
   }
-  const beat = setInterval(() => isHeld() && touch(lockPath), LOCK_BEAT_MS);
+  const beat = setInterval(() => isHeld() && fs.utimesSync(lock, new Date(), new Date()), BEAT_MS);
   beat.unref();
-  rmSync(`${path}.tmp`, { force: true });
+  fs.rmSync(`${path}.tmp`, { force: true });
   const release = () => {
     clearInterval(beat);
-    if (isHeld()) unlinkSync(lockPath);
+    if (isHeld()) fs.rmSync(lock, { force: true });
   };
   return { isHeld, release };
 }
 
-/** The file that a path means: a link is followed, since a rename would replace the link itself. */
+/** The file that a path means. A link is followed, since a rename would replace the link itself. */
 export function toRealPath(path: string): string {
   try {
-    return realpathSync(path);
+    return fs.realpathSync(path);
   } catch (error) {
     if (codeOf(error) === "ENOENT") return path;
     throw cannot("open", path, error);
@@ -87,32 +64,30 @@ export function toRealPath(path: string): string {
 }
 
 /**
- * Reads a database file whole.
- * @returns its bytes and their stamp, or undefined when there is no such file
- * @throws SyncError when another program is in the middle of something, or the file cannot be read
+ * Reads a database file whole, in a moment when no other program is half-way through something.
+ * @returns its bytes and stamp; no bytes when there is no such file
+ * @throws SyncError when it stays busy, or cannot be read
  */
 export async function readDatabaseFile(
   path: string,
   stop: AbortSignal,
-): Promise<{ bytes: Uint8Array; stamp: Stamp } | undefined> {
-  for (let attempt = 1; ; attempt++) {
-    const trouble = otherProgramOn(path);
+): Promise<{ bytes: Uint8Array | undefined; stamp: Stamp }> {
+  for (const started = Date.now(); ; await sleep(POLL_MS, undefined, { signal: stop })) {
     const stamp = stampOf(path);
-    if (stamp === "missing" && trouble === undefined) return undefined;
-    if (trouble === undefined) {
-      const bytes = readBytes(path);
-      // A native program writes in place: what changed while we read it may be half old, half new.
-      if (stampOf(path) === stamp && otherProgramOn(path) === undefined) return { bytes, stamp };
-    } else if (attempt > 60) throw trouble;
-    if (attempt > 100) throw changing(path);
-    await sleep(LOCK_POLL_MS, undefined, { signal: stop });
+    if (!isOpenElsewhere(path)) {
+      const bytes = stamp === MISSING ? undefined : readBytes(path);
+      // SQLite writes in place: what changed while we read may be half old, half new.
+      if (stampOf(path) === stamp && !isOpenElsewhere(path)) return { bytes, stamp };
+    }
+    if (Date.now() - started > BUSY_MS)
+      throw busy(path, "another program has it open, or died with it open", path);
   }
 }
 
 /**
  * Replaces a database file in one step: a crash leaves the old file or the new one, never a mixture.
- * @param stamp of the bytes that the new ones were made from; "missing" for a new file
- * @returns the new stamp, or undefined when the file changed since it was read: nothing was replaced
+ * @param stamp of the bytes that the new ones were made from
+ * @returns the new stamp, or undefined when the file was changed since: then nothing was replaced
  * @throws SyncError with the old file as it was
  */
 export function replaceDatabaseFile(
@@ -121,146 +96,122 @@ export function replaceDatabaseFile(
   stamp: Stamp,
   lock: Lock,
 ): Stamp | undefined {
-  if (bytes.byteLength > TOO_LARGE_BYTES) throw tooLarge(path);
   const temporary = `${path}.tmp`;
   try {
-    const old = stamp === "missing" ? undefined : statSync(path);
+    if (bytes.byteLength > LARGEST_BYTES) throw tooLarge(path);
+    const old = fs.statSync(path, { throwIfNoEntry: false });
     if (old && (old.mode & 0o200) === 0)
-      throw new SyncError(`Cannot save "${path}": the file is read-only`);
-    const file = openSync(temporary, "wx", 0o600);
+      throw new SyncError(`Cannot save "${path}": it is read-only`, EXIT.failed);
+    const file = fs.openSync(temporary, "wx", 0o600);
     try {
-      writeFileSync(file, bytes);
-      const { uid, gid } = fstatSync(file);
-      if (old && (old.uid !== uid || old.gid !== gid)) fchownSync(file, old.uid, old.gid);
-      if (old) fchmodSync(file, old.mode & 0o777);
-      fsyncSync(file);
+      fs.writeFileSync(file, bytes);
+      const mine = fs.fstatSync(file);
+      if (old && (old.uid !== mine.uid || old.gid !== mine.gid))
+        fs.fchownSync(file, old.uid, old.gid);
+      if (old) fs.fchmodSync(file, old.mode & 0o777);
+      fs.fsyncSync(file);
     } finally {
-      closeSync(file);
+      fs.closeSync(file);
     }
-    if (!lock.isHeld())
-      throw new SyncError(`Cannot save "${path}": another script took it over`, {
-        exitCode: EXIT.later,
-        next: "run it again; nothing of this step was saved",
-      });
-    if (stampOf(path) !== stamp || otherProgramOn(path)) return undefined;
-    renameSync(temporary, path);
+    if (!lock.isHeld()) throw busy(path, "another script took it over");
+    if (stampOf(path) !== stamp || isOpenElsewhere(path)) return undefined;
+    fs.renameSync(temporary, path);
     flushFolder(dirname(path));
     return stampOf(path);
   } catch (error) {
     throw cannot("save", path, error);
   } finally {
-    rmSync(temporary, { force: true });
+    fs.rmSync(temporary, { force: true });
   }
 }
 
-/** What tells one state of the file from another; "missing" when there is none. */
+const MISSING = "missing";
+
+/** The stamp of a file as it is now. */
 export function stampOf(path: string): Stamp {
-  const stat = statSync(path, { bigint: true, throwIfNoEntry: false });
-  return stat ? [stat.size, stat.ino, stat.mtimeNs, stat.ctimeNs].join(" ") : "missing";
+  const stat = fs.statSync(path, { bigint: true, throwIfNoEntry: false });
+  return stat ? [stat.size, stat.ino, stat.mtimeNs, stat.ctimeNs].join(" ") : MISSING;
 }
 
-// Rows that are only in a -wal are invisible to sql.js, and SQLite would play the old -wal or -journal
-// over the file that we put in its place: the rows of both would be gone.
-function otherProgramOn(path: string): SyncError | undefined {
-  for (const side of ["-wal", "-shm", "-journal"]) {
-    const stat = statSync(path + side, { throwIfNoEntry: false });
-    // A journal that is empty or begins with a zero byte is a finished one, kept for the next time.
-    if (!stat || (side === "-journal" && !isHot(path + side))) continue;
-    return new SyncError(`Cannot use "${path}": another program has it open ("${path}${side}")`, {
-      exitCode: EXIT.later,
-      next: `close that program; if none runs, let SQLite tidy up with: sqlite3 "${path}" "PRAGMA journal_mode=DELETE; SELECT count(*) FROM sqlite_master"`,
-    });
-  }
-  return undefined;
+/** Whether there is such a file. */
+export function isMissing(path: string): boolean {
+  return stampOf(path) === MISSING;
 }
 
-function isHot(journal: string): boolean {
-  try {
-    return (readFileSync(journal)[0] ?? 0) !== 0;
-  } catch (error) {
-    if (codeOf(error) === "ENOENT") return false;
-    throw cannot("read", journal, error);
-  }
+// Rows that are only in a -wal are invisible to sql.js, and SQLite would play an old -wal or -journal
+// over the file that we put in its place. A journal that begins with a zero byte is a finished one.
+function isOpenElsewhere(path: string): boolean {
+  if (!isMissing(`${path}-wal`) || !isMissing(`${path}-shm`)) return true;
+  const journal = isMissing(`${path}-journal`) ? undefined : readBytes(`${path}-journal`);
+  return (journal?.[0] ?? 0) !== 0;
 }
 
 function readBytes(path: string): Uint8Array {
   try {
-    if (statSync(path).size > TOO_LARGE_BYTES) throw tooLarge(path);
-    // A copy: sql.js writes into what it is given, and a small Buffer is part of a shared pool.
-    return new Uint8Array(readFileSync(path));
+    if (fs.statSync(path).size > LARGEST_BYTES) throw tooLarge(path);
+    // A copy: sql.js writes into what it is given, and a small Buffer is a part of a shared one.
+    return new Uint8Array(fs.readFileSync(path));
   } catch (error) {
+    if (codeOf(error) === "ENOENT") return new Uint8Array(); // gone meanwhile; the stamp tells
     throw cannot("open", path, error);
   }
 }
 
-function readLock(lockPath: string): string | undefined {
+function readOwner(lock: string): string {
   try {
-    return readFileSync(lockPath, "utf8");
+    return fs.readFileSync(lock, "utf8");
   } catch {
-    return undefined; // gone, or not ours to read: either way not ours
+    return ""; // gone, so nobody's
   }
 }
 
-function isAbandoned(lockPath: string): boolean {
-  const stat = statSync(lockPath, { throwIfNoEntry: false });
+function isDead(lock: string): boolean {
+  const stat = fs.statSync(lock, { throwIfNoEntry: false });
   if (!stat) return false;
-  const pid = Number.parseInt(readLock(lockPath) ?? "", 10);
+  const pid = Number.parseInt(readOwner(lock), 10);
   try {
-    if (pid > 0 && pid !== process.pid) process.kill(pid, 0);
+    if (pid !== process.pid) process.kill(pid, 0);
   } catch (error) {
     if (codeOf(error) === "ESRCH") return true;
   }
-  // Without a process id it was killed between making the file and writing into it.
-  return Date.now() - stat.mtimeMs > (pid > 0 ? LOCK_STALE_MS : 1_000);
-}
-
-function touch(path: string): void {
-  const now = new Date();
-  utimesSync(path, now, now);
+  // Without a process id, it was killed between making the lock and writing into it.
+  return Date.now() - stat.mtimeMs > (pid > 0 ? DEAD_MS : 1_000);
 }
 
 function flushFolder(folder: string): void {
+  if (process.platform === "win32") return; // which has no way to
+  const handle = fs.openSync(folder, "r");
   try {
-    const handle = openSync(folder, "r");
-    fsyncSync(handle);
-    closeSync(handle);
-  } catch (error) {
-    // Windows has no way to flush a folder, and some network drives refuse it.
-    if (!["EISDIR", "EPERM", "EACCES", "EINVAL", "ENOTSUP"].includes(codeOf(error) ?? ""))
-      throw error;
+    fs.fsyncSync(handle);
+  } finally {
+    fs.closeSync(handle);
   }
 }
 
-function changing(path: string): SyncError {
-  return new SyncError(`Cannot use "${path}": another program keeps changing it`, {
-    exitCode: EXIT.later,
-    next: "run it again when the other program is done",
-  });
+function busy(path: string, state: string, tidy?: string): SyncError {
+  const next = "run it again when the other one is done";
+  const ask = `close that program; or, if none runs: sqlite3 "${tidy}" "PRAGMA journal_mode = DELETE; SELECT count(*) FROM customers"`;
+  return new SyncError(`Cannot use "${path}": ${state}`, EXIT.later, tidy ? ask : next);
 }
 
 function tooLarge(path: string): SyncError {
-  return new SyncError(`Cannot use "${path}": it is larger than 1.9 GiB, too large for sql.js`, {
-    next: "the README says where to go when the file is outgrown",
-  });
+  return new SyncError(`Cannot use "${path}": it is larger than 1.9 GiB`, EXIT.failed);
 }
 
 const STATES: Record<string, string> = {
-  ENOENT: "no such file or folder",
+  ENOENT: "no such folder",
   EACCES: "no permission",
   EPERM: "no permission",
   EROFS: "the disk is read-only",
   ENOSPC: "no space left on the disk",
   EDQUOT: "the disk quota is used up",
+  EFBIG: "the file may not grow so large",
   EISDIR: "it is a folder",
-  ENOTDIR: "a part of the path is not a folder",
+  ENOTDIR: "a part of the path is no folder",
 };
 
 function cannot(action: string, path: string, error: unknown): SyncError {
   if (error instanceof SyncError) return error;
-  const code = codeOf(error);
-  const denied = error instanceof Error && error.name === "NotCapable";
-  const state = denied ? "Deno was not given the permission" : STATES[code ?? ""];
-  return new SyncError(`Cannot ${action} "${path}": ${state ?? code ?? String(error)}`, {
-    cause: error,
-  });
+  const state = STATES[codeOf(error)] ?? (error instanceof Error ? error.message : String(error));
+  return new SyncError(`Cannot ${action} "${path}": ${state}`, EXIT.failed, undefined, error);
 }

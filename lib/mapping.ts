@@ -1,86 +1,68 @@
-/** A customer as Square sends and takes it: Square's own names, values not yet trusted. */
+/** A customer as Square sends and takes it, under Square's names; the values are not to be trusted. */
 export type Customer = Record<string, unknown>;
 
-/** What a column of `customers` can hold. */
+/** What a column of `customers` holds. */
 export type Value = string | number | null;
-
-/** A row of `customers` as read from the file, by column name. */
-export type Row = Record<string, unknown>;
 
 interface Field {
   column: string;
-  /** Where Square keeps it, such as `address.country`. */
-  square: string;
-  as: "text" | "time" | "integer" | "list" | "flag";
-  /** Sent to Square when a row is pushed; everything else is Square's to say. */
+  /** Square's name, where it differs from the column's. */
+  square?: string;
+  /** The object of Square's that it is in, such as `address`. */
+  under?: string;
+  as?: "time" | "integer" | "list" | "flag";
+  /** Goes to Square when a row is pushed. What is not sent is Square's alone to say. */
   sent?: true;
-  /** The longest text that Square takes, in characters (limits of BulkCreateCustomerData). */
+  /** The longest text that Square takes, in characters (BulkCreateCustomerData). */
   longest?: number;
   /** Puts case and spaces right, or answers undefined for what Square cannot take. Never guesses. */
   form?: (text: string) => string | undefined;
 }
 
 /**
- * The two data models side by side; this table is what you edit to carry another field.
- * Its order is the order of the values in a row. A test holds it to `schema.sql`.
+ * The two data models side by side. To carry another field, add a line here and one to schema.sql;
+ * a test holds the two together. Values are kept in this order.
  */
 export const FIELDS: readonly Field[] = [
-  { column: "id", square: "id", as: "text" },
-  { column: "created_at", square: "created_at", as: "time" },
-  { column: "updated_at", square: "updated_at", as: "time" },
-  { column: "version", square: "version", as: "integer" },
-  { column: "creation_source", square: "creation_source", as: "text" },
-  { column: "given_name", square: "given_name", as: "text", sent: true, longest: 300 },
-  { column: "family_name", square: "family_name", as: "text", sent: true, longest: 300 },
-  { column: "company_name", square: "company_name", as: "text", sent: true, longest: 500 },
-  { column: "nickname", square: "nickname", as: "text", sent: true, longest: 100 },
-  {
-    column: "email_address",
-    square: "email_address",
-    as: "text",
-    sent: true,
-    longest: 254,
-    form: toEmail,
-  },
-  { column: "phone_number", square: "phone_number", as: "text", sent: true, form: toPhone },
-  { column: "birthday", square: "birthday", as: "text", sent: true, form: toBirthday },
-  { column: "note", square: "note", as: "text", sent: true },
-  { column: "reference_id", square: "reference_id", as: "text", sent: true, longest: 100 },
-  { column: "tax_ids_eu_vat", square: "tax_ids.eu_vat", as: "text", sent: true, longest: 20 },
-  { column: "address_line_1", square: "address.address_line_1", as: "text", sent: true },
-  { column: "address_line_2", square: "address.address_line_2", as: "text", sent: true },
-  { column: "address_line_3", square: "address.address_line_3", as: "text", sent: true },
-  { column: "locality", square: "address.locality", as: "text", sent: true },
-  { column: "sublocality", square: "address.sublocality", as: "text", sent: true },
-  {
-    column: "administrative_district_level_1",
-    square: "address.administrative_district_level_1",
-    as: "text",
-    sent: true,
-  },
-  { column: "postal_code", square: "address.postal_code", as: "text", sent: true },
-  { column: "country", square: "address.country", as: "text", sent: true, form: toCountry },
-  { column: "group_ids", square: "group_ids", as: "list" },
-  { column: "segment_ids", square: "segment_ids", as: "list" },
-  { column: "email_unsubscribed", square: "preferences.email_unsubscribed", as: "flag" },
+  { column: "id" },
+  { column: "created_at", as: "time" },
+  { column: "updated_at", as: "time" },
+  { column: "version", as: "integer" },
+  { column: "creation_source" },
+  { column: "given_name", sent: true, longest: 300 },
+  { column: "family_name", sent: true, longest: 300 },
+  { column: "company_name", sent: true, longest: 500 },
+  { column: "nickname", sent: true, longest: 100 },
+  { column: "email_address", sent: true, longest: 254, form: toEmail },
+  { column: "phone_number", sent: true, form: toPhone },
+  { column: "birthday", sent: true, form: toBirthday },
+  { column: "note", sent: true },
+  { column: "reference_id", sent: true, longest: 100 },
+  { column: "tax_ids_eu_vat", square: "eu_vat", under: "tax_ids", sent: true, longest: 20 },
+  { column: "address_line_1", under: "address", sent: true },
+  { column: "address_line_2", under: "address", sent: true },
+  { column: "address_line_3", under: "address", sent: true },
+  { column: "locality", under: "address", sent: true },
+  { column: "sublocality", under: "address", sent: true },
+  { column: "administrative_district_level_1", under: "address", sent: true },
+  { column: "postal_code", under: "address", sent: true },
+  { column: "country", under: "address", sent: true, form: toCountry },
+  { column: "group_ids", as: "list" },
+  { column: "segment_ids", as: "list" },
+  { column: "email_unsubscribed", under: "preferences", as: "flag" },
 ];
 
 /** Square refuses a profile that has none of these, and leaves such profiles out of every search. */
 const ONE_OF = ["given_name", "family_name", "company_name", "email_address", "phone_number"];
 
-/** One column's value out of what {@linkcode toValues} returns. */
-export function columnValue(values: Value[], column: string): Value {
-  return values[FIELDS.findIndex((field) => field.column === column)] ?? null;
-}
-
 /**
- * Turns a customer from Square into the values of a row, in the order of {@linkcode FIELDS}.
- * Nothing is dropped for being odd: an unknown enum value or a wrong type is kept as text.
+ * Turns a customer from Square into a row's values, in the order of {@linkcode FIELDS}. Nothing is
+ * dropped for being odd: an unknown word or a wrong type is kept as text.
  */
 export function toValues(customer: Customer): Value[] {
-  return FIELDS.map(({ square, as }) => {
-    let value: unknown = customer;
-    for (const name of square.split(".")) value = isRecord(value) ? value[name] : undefined;
+  return FIELDS.map(({ column, square = column, under, as }) => {
+    const parent = under === undefined ? customer : customer[under];
+    const value = isRecord(parent) ? parent[square] : undefined;
     if (as === "flag") return value === true ? 1 : 0;
     if (as === "list") return toText(value ?? []);
     if (as === "integer") return Number.isSafeInteger(value) ? Number(value) : null;
@@ -89,39 +71,40 @@ export function toValues(customer: Customer): Value[] {
   });
 }
 
-/** Collects customers by id: of one that came twice the newer version stays. */
+/** One column's value out of what {@linkcode toValues} returns. */
+export function columnValue(values: Value[], column: string): Value {
+  return values[FIELDS.findIndex((field) => field.column === column)] ?? null;
+}
+
+/** Collects customers by id. Of one that came twice, the newer version stays. */
 export function keepNewest(customers: Map<string, Value[]>, customer: Customer): void {
   const values = toValues(customer);
   const id = String(columnValue(values, "id"));
-  const other = customers.get(id);
-  const isOlder =
-    other && Number(columnValue(values, "version")) < Number(columnValue(other, "version"));
-  if (!isOlder) customers.set(id, values);
+  const version = Number(columnValue(customers.get(id) ?? [], "version"));
+  if (!(Number(columnValue(values, "version")) < version)) customers.set(id, values);
 }
 
 /**
- * Turns a local row into what CreateCustomer takes, or says why Square would refuse it.
- * Empty and blank columns are left out: Square takes an unset field, not an empty one.
+ * Turns a local row into what CreateCustomer takes, and says why Square would refuse it. Blank columns
+ * are left out: Square takes an unset field, not an empty one.
  */
-export function toCustomer(row: Row): { customer: Customer; problems: string[] } {
+export function toCustomer(row: Record<string, unknown>): {
+  customer: Customer;
+  problems: string[];
+} {
   const customer: Customer = {};
   const problems: string[] = [];
-  for (const { column, square, sent, longest, form } of FIELDS) {
+  for (const { column, square = column, under, sent, longest, form } of FIELDS) {
     const value = row[column];
-    if (!sent || value === null || value === undefined) continue;
-    const text = typeof value === "string" || typeof value === "number" ? String(value).trim() : "";
-    if (text === "" && (typeof value === "string" || typeof value === "number")) continue;
+    const isText = typeof value === "string" || typeof value === "number";
+    const text = isText ? String(value).trim() : "";
+    if (!sent || value === null || (isText && text === "")) continue;
     const right = form === undefined ? text : form(text);
-    if (text === "") problems.push(`${column} is not a text`);
-    else if (right === undefined) problems.push(`${column} is not in a form that Square takes`);
-    else if (longest !== undefined && [...right].length > longest)
+    if (!isText || right === undefined) problems.push(`${column} is not one that Square takes`);
+    else if ([...right].length > (longest ?? Number.POSITIVE_INFINITY))
       problems.push(`${column} is longer than ${longest} characters`);
-    else {
-      const [parent, child] = square.split(".");
-      if (parent === undefined) continue;
-      if (child === undefined) customer[parent] = right;
-      else customer[parent] = { ...toRecord(customer[parent]), [child]: right };
-    }
+    else if (under === undefined) customer[square] = right;
+    else customer[under] = Object.assign(customer[under] ?? {}, { [square]: right });
   }
   if (problems.length === 0 && !ONE_OF.some((name) => name in customer))
     problems.push(`one of ${ONE_OF.join(", ")} is needed`);
@@ -129,23 +112,12 @@ export function toCustomer(row: Row): { customer: Customer; problems: string[] }
 }
 
 /**
- * A time of Square's as UTC with exactly three digits, so that text order is time order.
- * Square drops trailing zeros, and as text `…44Z` comes after `…44.72Z`.
+ * A time of Square's as UTC with exactly three digits, so that text order is time order: Square drops
+ * trailing zeros, and as text `…44Z` comes after `…44.72Z`.
  */
 export function toTime(text: string): string {
   const time = Date.parse(text);
   return Number.isNaN(time) ? text : new Date(time).toISOString();
-}
-
-/** An e-mail address to compare by: Square's search does not look at case either. */
-export function toSameEmail(email: unknown): string | undefined {
-  return typeof email === "string" && email.trim() !== "" ? email.trim().toLowerCase() : undefined;
-}
-
-/** A phone number's digits to compare by, without leading zeros; fewer than nine say too little. */
-export function toSamePhone(phone: unknown): string | undefined {
-  const digits = String(phone ?? "").replace(/\D|^\D*0+/g, "");
-  return digits.length >= 9 ? digits : undefined;
 }
 
 /** True for a JSON object: not null, not an array. */
@@ -153,30 +125,25 @@ export function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-function toRecord(value: unknown): Record<string, unknown> {
-  return isRecord(value) ? value : {};
-}
-
 // SQLite's own functions end a text at its first NUL, and half a surrogate pair is not valid UTF-8.
 function toText(value: unknown): string {
   const text = typeof value === "string" ? value : JSON.stringify(value);
-  return text.replace(/\0|\p{Surrogate}/gu, "\uFFFD");
+  return text.replace(/\0|\p{Cs}/gu, "\uFFFD");
 }
 
 function toEmail(text: string): string | undefined {
   return /^[^\s@]+@[^\s@.]+(\.[^\s@.]+)+$/.test(text) ? text : undefined;
 }
 
-// Square takes 9 to 16 digits with an optional + (and enforces that since October 2022).
+// 9 to 16 digits with an optional +, enforced since October 2022.
 function toPhone(text: string): string | undefined {
   const phone = text.replace(/[\s().-]/g, "");
   return /^\+?\d{9,16}$/.test(phone) ? phone : undefined;
 }
 
-// Square takes YYYY-MM-DD and MM-DD; it answers year 0000 where the year is not known.
+// YYYY-MM-DD or MM-DD; Square answers year 0000 where it is not known, and 2000 had a 29 February.
 function toBirthday(text: string): string | undefined {
   const [, year = "0000", day] = /^(?:(\d{4})-)?(\d{2}-\d{2})$/.exec(text) ?? [];
-  // 2000 was a leap year: without a year, 29 February is a birthday like any other.
   const date = new Date(`${year === "0000" ? "2000" : year}-${day}T00:00:00Z`);
   if (Number.isNaN(date.getTime()) || date.toISOString().slice(5, 10) !== day) return undefined;
   return year === "0000" ? day : `${year}-${day}`;
@@ -184,6 +151,6 @@ function toBirthday(text: string): string | undefined {
 
 function toCountry(text: string): string | undefined {
   const code = text.toUpperCase();
-  const names = new Intl.DisplayNames(["en"], { type: "region", fallback: "none" });
-  return /^[A-Z]{2}$/.test(code) && names.of(code) !== undefined ? code : undefined;
+  const regions = new Intl.DisplayNames(["en"], { type: "region", fallback: "none" });
+  return /^[A-Z]{2}$/.test(code) && regions.of(code) !== undefined ? code : undefined;
 }

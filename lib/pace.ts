@@ -1,64 +1,51 @@
 import { setTimeout as sleep } from "node:timers/promises";
 
-const MEASURE_MS = 1_000; // how far back a pace is measured
 const CAUTION = 1.05; // stay this much below what Square was seen to take
-const RECOVERY_MS = 5_000; // so long without a refusal, and the pace rises…
-const RECOVERY = 0.85; // …by leaving this much of the gap
-
-/** The pace that all requests of a run share. */
-export interface Pace {
-  /** Waits for this request's turn; {@linkcode over} ends it. */
-  turn(stop: AbortSignal): Promise<void>;
-  /** The request is over. `accepted`: Square took it. */
-  over(accepted: boolean): void;
-  /** Square refused a request for its rate: everybody pauses for `waitMs`, and goes on more slowly. */
-  limited(waitMs: number): void;
-}
+const RECOVERY_MS = 5_000; // so long without a refusal, and the gap shrinks…
+const RECOVERY = 0.85; // …to this much of it
 
 /**
- * Square does not publish its limits, so the pace is what it was seen to take: at a refusal, as many
- * requests a second as it accepted in the last one. Until there is a refusal, there is no limit.
+ * The pace that all requests of a run share. Square does not publish its limits, so the pace is what
+ * it was seen to take: after a refusal, as many requests a second as it accepted in the second before.
+ * @param workers how many requests may be under way at a time
  */
-export function makePace(workers: number): Pace {
-  let underWay = 0;
+export function makePace(workers: number) {
   const waiting: (() => void)[] = [];
+  let underWay = 0;
   let gapMs = 0;
+  let gapSetAt = 0;
   let nextAt = 0;
   let pausedUntil = 0;
-  let changedAt = 0;
   let acceptedAt: number[] = [];
 
   return {
-    async turn(stop) {
+    /** Waits for a request's turn; {@linkcode over} must follow. */
+    async turn(stop: AbortSignal): Promise<void> {
       while (underWay >= workers) await new Promise<void>((resolve) => waiting.push(resolve));
+      stop.throwIfAborted();
       underWay++;
-      for (;;) {
-        stop.throwIfAborted();
-        const now = Date.now();
-        const at = Math.max(nextAt, pausedUntil);
-        if (at <= now) break;
-        await sleep(at - now, undefined, { signal: stop });
-      }
-      const now = Date.now();
-      if (gapMs > 0 && now - changedAt > RECOVERY_MS) {
+      let now = Date.now();
+      for (; Math.max(nextAt, pausedUntil) > now; now = Date.now())
+        await sleep(Math.max(nextAt, pausedUntil) - now, undefined, { signal: stop });
+      if (now - gapSetAt > RECOVERY_MS) {
         gapMs = gapMs > 1 ? gapMs * RECOVERY : 0;
-        changedAt = now;
+        gapSetAt = now;
       }
-      nextAt = Math.max(nextAt, now - gapMs) + gapMs;
+      nextAt = now + gapMs;
     },
-    over(accepted) {
-      if (accepted) acceptedAt.push(Date.now());
+    /** A request is over. */
+    over(wasAccepted: boolean): void {
+      if (wasAccepted) acceptedAt.push(Date.now());
       underWay--;
       waiting.shift()?.();
     },
-    limited(waitMs) {
+    /** Square refused a request for its rate: everybody pauses, and goes on more slowly. */
+    limited(waitMs: number): void {
       const now = Date.now();
-      acceptedAt = acceptedAt.filter((at) => at > now - MEASURE_MS);
-      // Requests that were on their way together are refused together: that is one refusal.
-      if (now >= pausedUntil) {
-        gapMs = (MEASURE_MS / Math.max(acceptedAt.length, 1)) * CAUTION;
-        changedAt = now;
-      }
+      acceptedAt = acceptedAt.filter((at) => at > now - 1_000);
+      // Requests that were under way together are refused together: that is one refusal.
+      if (now >= pausedUntil) gapMs = (1_000 / Math.max(acceptedAt.length, 1)) * CAUTION;
+      gapSetAt = now;
       pausedUntil = Math.max(pausedUntil, now + waitMs);
     },
   };

@@ -11,42 +11,44 @@
  *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/pull-updated.ts
  *
  * Exit codes: 0 done, 1 failed, 2 wrong usage, 4 token refused, 75 later, 130/143 stopped.
- * Safe to run again: customers are told apart by Square's id, so none is ever there twice.
+ * Safe to run again: an older version never overwrites a newer one, an equal one writes nothing.
  */
-import { runScript, WINDOW_OPTIONS } from "../lib/command.ts";
+import { PULL_OPTIONS, runScript } from "../lib/command.ts";
 import { readWatermark, recordRun, saveCustomers } from "../lib/database.ts";
-import { SyncError } from "../lib/errors.ts";
+import { EXIT, SyncError } from "../lib/errors.ts";
 import { keepNewest, type Value } from "../lib/mapping.ts";
 import { searchSlices } from "../lib/paging.ts";
 import { toFixedAt, toWatermark, toWindow } from "../lib/window.ts";
 
 const SCRIPT = "pull-updated";
 
-// The window looks at the time that every change moves: whoever changed comes again, in the newer version.
+// The window looks at the time that every change moves: who changed comes again, newer version wins.
 const FIELD = "updated_at";
 
 const manual = {
   name: SCRIPT,
-  purpose: "pulls the customers changed in Square since the last run",
-  options: WINDOW_OPTIONS,
+  purpose: "pulls the customers that were changed in Square since the last run",
+  options: PULL_OPTIONS,
   examples: [
     [SCRIPT, "go on where the last run ended"],
     [`${SCRIPT} --since 24h`, "look at the last day only"],
     [`${SCRIPT} --since all`, "read everything again"],
   ],
+  exitCodes: "0 done, 1 failed, 2 wrong usage, 4 token refused, 75 later, 130/143 stopped",
+  needsSquare: true,
 } as const;
 
-await runScript(manual, true, async (run) => {
+await runScript(manual, async (run) => {
   const { options, environment } = run;
   const startedAt = Date.now();
   const database = await run.openDatabase();
 
   // Up to the watermark everything has been read. The window begins a little before it, since Square's
-  // search lags its writes; what is read twice does no harm, what is read never is lost.
+  // search lags its writes: to read a customer twice does no harm, never to read one does.
   const watermark = database.read((db) => readWatermark(db, SCRIPT));
   const window = toWindow(options.since, options.until, watermark, startedAt);
 
-  // Network first: the file is not touched until the last page is here. A page that fails ends the run.
+  // Network first: the file is not touched before the last page is here. A failing page ends the run.
   const square = run.connectSquare(options.concurrency);
   const customers = new Map<string, Value[]>();
   let missing = 0;
@@ -56,35 +58,38 @@ await runScript(manual, true, async (run) => {
     run.progress(customers.size, page.count);
   }
 
-  // The new watermark is when the run began, not the newest row: a customer who was created while we
-  // read, or is indexed late, would fall behind the newest row and never be asked for again.
+  // The new watermark is when the run began, not the newest row that came: whoever was changed while
+  // we read, or is indexed late, would be older than that row, and never be asked for again.
   const { fixedAt, warning } = toFixedAt(startedAt, square.clock);
   if (warning) run.warn(warning);
   const next = missing > 0 ? watermark : toWatermark(window, watermark, fixedAt);
 
-  // Customers and watermark go to disk in one save, so neither can be there without the other.
-  const finished = {
-    script: SCRIPT,
-    environment,
-    started_at: new Date(startedAt).toISOString(),
-    finished_at: new Date().toISOString(),
-    ...window,
-    watermark: next,
-    fetched: customers.size,
-    ...square.sent,
-  };
+  // Customers and watermark go to disk in one save: neither is ever there without the other.
+  const finishedAt = new Date().toISOString();
   const saved = await database.change((db) => {
-    const counts = saveCustomers(db, customers.values(), finished.finished_at);
-    recordRun(db, { ...finished, ...counts });
+    const counts = saveCustomers(db, customers.values(), finishedAt);
+    recordRun(db, {
+      script: SCRIPT,
+      environment,
+      started_at: new Date(startedAt).toISOString(),
+      finished_at: finishedAt,
+      ...window,
+      watermark: next,
+      fetched: customers.size,
+      ...counts,
+      ...square.sent,
+    });
     return counts;
   });
 
   if (missing > 0)
-    throw new SyncError(`Cannot read all customers: ${missing} fewer came than Square counted`, {
-      next: "run it again; those that came are saved",
-    });
+    throw new SyncError(
+      `Cannot read all customers: ${missing} fewer came than Square counted`,
+      EXIT.failed,
+      "run it again; those that came are saved, and the next run begins where this one did",
+    );
   return {
-    text: `${SCRIPT} (${environment}): ${customers.size} read, ${saved.inserted} new, ${saved.updated} changed, ${saved.unchanged} unchanged, ${saved.linked} linked in ${run.databasePath}`,
+    text: `${SCRIPT} (${environment}): ${customers.size} read, ${saved.inserted} new, ${saved.updated} changed, ${saved.unchanged} unchanged, ${saved.linked} linked`,
     json: {
       script: SCRIPT,
       environment,
@@ -93,7 +98,7 @@ await runScript(manual, true, async (run) => {
       fetched: customers.size,
       ...saved,
       ...square.sent,
-      seconds: (Date.now() - startedAt) / 1_000,
+      seconds: (Date.now() - startedAt) / 1e3,
     },
   };
 });

@@ -1,8 +1,8 @@
 #!/usr/bin/env tsx
 /**
- * Creates in Square the customers of the database file that it lacks: rows without an id.
+ * Creates in Square the customers of the database file that it lacks: the rows without an id.
  *
- * Reads the table customers; writes Square (BulkCreateCustomers) and both tables.
+ * Reads the table customers. Writes Square (BulkCreateCustomers), customers and sync_runs.
  *
  *     npx tsx scripts/push-new.ts --dry-run
  *     deno run --no-prompt --ignore-env \
@@ -11,23 +11,23 @@
  *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/push-new.ts
  *
  * Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows refused or held, 4 token refused, 75 later,
- * 130/143 stopped. Safe to run again: a row that was sent is asked for, or sent again with its key.
+ * 130/143 stopped. Safe to run again: what was sent before is looked up, or sent with the same key.
  */
 import type { Database as SqlDatabase } from "sql.js";
-import { checkCount, runScript, WINDOW_OPTIONS } from "../lib/command.ts";
+import { checkCount, PULL_OPTIONS, runScript } from "../lib/command.ts";
 import { readWatermark, recordRun } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
-import { prepareRows, pushRows, settleRows, toRehearsed } from "../lib/push.ts";
+import { type Outcome, prepareRows, pushRows, settleRows, toRehearsed } from "../lib/push.ts";
 import { toFixedAt, toWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
 
-// The most that Square takes in one call.
+// The most rows that Square takes in one call.
 const LARGEST_BATCH = 100;
 
 const manual = {
   name: SCRIPT,
-  purpose: "creates in Square the rows that it lacks",
+  purpose: "creates in Square the rows of the file that it lacks",
   options: {
     "dry-run": {
       type: "boolean",
@@ -36,94 +36,100 @@ const manual = {
     },
     source: { type: "string", requiresArg: true, describe: "Only rows with this word in source" },
     "created-since": {
-      ...WINDOW_OPTIONS.since,
+      ...PULL_OPTIONS.since,
       default: "all",
-      describe: "Only rows made since: as --since of the pulls",
+      describe: "Only rows made since last (push), 24h, 2026-08-01 …",
     },
-    limit: { type: "number", requiresArg: true, describe: "At most so many rows" },
+    limit: {
+      type: "number",
+      requiresArg: true,
+      describe: "At most so many rows",
+      coerce: (count: number) => checkCount("--limit", count, 1_000_000_000),
+    },
     "batch-size": {
       type: "number",
       default: LARGEST_BATCH,
       requiresArg: true,
-      describe: "Rows a call; 1 = CreateCustomer",
+      describe: "Rows a call; 1 = CreateCustomer, one call a row",
+      coerce: (count: number) => checkCount("--batch-size", count, LARGEST_BATCH),
     },
     "allow-duplicates": {
       type: "boolean",
       default: false,
-      describe: "Send rows whose email or phone is known",
+      describe: "Send rows with a known email or phone",
     },
   },
   examples: [
     [`${SCRIPT} --dry-run`, "see what would be sent"],
-    [SCRIPT, "create what Square lacks"],
+    [SCRIPT, "send it"],
     [`${SCRIPT} --source web-shop --limit 10`, "try it with a few rows"],
   ],
+  exitCodes:
+    "0 done, 1 failed, 2 wrong usage, 3 some rows refused or held, 4 token refused, 75 later, 130/143 stopped",
+  needsSquare: true,
 } as const;
 
-await runScript(manual, true, async (run) => {
+await runScript(manual, async (run) => {
   const { options, environment } = run;
-  const dryRun = options["dry-run"];
-  const batchSize = checkCount("--batch-size", options["batch-size"], LARGEST_BATCH);
+  const isDryRun = options["dry-run"];
   const startedAt = Date.now();
   const database = await run.openDatabase();
   const watermark = database.read((db) => readWatermark(db, SCRIPT));
   const { since } = toWindow(options["created-since"], undefined, watermark, startedAt);
 
-  // Every row gets its key, and the keys are on disk, before the first request. A key that is lost
-  // with the run that made it is a second profile for everyone whose reply was lost.
+  // Every row gets its key, and all keys are on disk, before the first request. A key made at the call
+  // is lost with the call, and whoever was created by it is created again by the next.
   const selection = {
     source: options.source,
     createdSince: since,
-    limit: options.limit === undefined ? undefined : checkCount("--limit", options.limit, 1e9),
+    limit: options.limit,
     allowDuplicates: options["allow-duplicates"],
   };
   const prepare = (db: SqlDatabase) => prepareRows(db, selection, environment);
-  const { ready, outcomes } = dryRun ? database.read(prepare) : await database.change(prepare);
+  const { ready, outcomes } = isDryRun ? database.read(prepare) : await database.change(prepare);
+  if (isDryRun) outcomes.push(...ready.map(toRehearsed));
 
-  // A row that had its key before this run was sent before, and nobody knows what came of it: pushRows
-  // looks it up first. Each reply is saved before the next request, so a crash loses none.
+  // The ids in each reply are saved before the next request is made. Rows that had their key before
+  // this run were sent before, and nobody knows what came of them: pushRows looks them up first.
   const square = run.connectSquare(1);
-  for await (const answers of pushRows(square, dryRun ? [] : ready, batchSize)) {
+  for await (const answers of pushRows(square, isDryRun ? [] : ready, options["batch-size"])) {
     const now = new Date().toISOString();
     outcomes.push(...(await database.change((db) => settleRows(db, answers, now))));
     run.progress(outcomes.length, ready.length);
   }
-  if (dryRun) outcomes.push(...ready.map(toRehearsed));
 
-  // A row that Square could not take now keeps its key; refused and held ones carry their reason.
-  const count = (word: string) => outcomes.filter(({ outcome }) => outcome === word).length;
+  const count = (word: Outcome["outcome"]) => outcomes.filter((row) => row.outcome === word).length;
   for (const { local_id, outcome, reason } of outcomes)
-    if (reason !== null) run.warn(`row ${local_id} ${outcome}: ${reason}`);
+    if (reason) run.warn(`row ${local_id} is ${outcome}: ${reason}`);
   if (count("later") > 0)
-    throw new SyncError(`Cannot create ${count("later")} rows now: Square could not take them`, {
-      exitCode: EXIT.later,
-      next: "run it again later; the other rows are done",
-    });
+    throw new SyncError(
+      `Cannot create ${count("later")} of ${outcomes.length} rows: Square could not take them now`,
+      EXIT.later,
+      "run it again later; they keep their keys, and the other rows are done",
+    );
 
-  const counts = { created: count("created"), linked: count("linked"), refused: count("refused") };
   const { fixedAt, warning } = toFixedAt(startedAt, square.clock);
   if (warning) run.warn(warning);
-  if (!dryRun)
-    await database.change((db) =>
-      recordRun(db, {
-        script: SCRIPT,
-        environment,
-        started_at: new Date(startedAt).toISOString(),
-        finished_at: new Date().toISOString(),
-        since,
-        watermark: new Date(fixedAt).toISOString(),
-        ...counts,
-        ...square.sent,
-      }),
-    );
+  const counts = { created: count("created"), linked: count("linked"), refused: count("refused") };
+  const finished = {
+    script: SCRIPT,
+    environment,
+    started_at: new Date(startedAt).toISOString(),
+    finished_at: new Date().toISOString(),
+    since,
+    watermark: new Date(fixedAt).toISOString(),
+    ...counts,
+    ...square.sent,
+  };
+  if (!isDryRun) await database.change((db) => recordRun(db, finished));
+
   const held = count("held");
+  const rehearsal = ready.map((row) => `row ${row.localId}: ${JSON.stringify(row.customer)}\n`);
+  const summary = isDryRun
+    ? `${rehearsal.join("")}${SCRIPT} (${environment}), dry run: ${ready.length} would be sent`
+    : `${SCRIPT} (${environment}): ${counts.created} created, ${counts.linked} linked`;
   return {
-    text: dryRun
-      ? [
-          ...ready.map(({ localId, customer }) => `row ${localId}: ${JSON.stringify(customer)}`),
-          `${SCRIPT} (${environment}), dry run: ${outcomes.length} selected, ${ready.length} would be sent, ${counts.refused} refused, ${held} held; nothing was changed`,
-        ].join("\n")
-      : `${SCRIPT} (${environment}): ${outcomes.length} selected, ${counts.created} created, ${counts.linked} linked, ${counts.refused} refused, ${held} held in ${run.databasePath}`,
+    text: `${summary}, ${counts.refused} refused, ${held} held, of ${outcomes.length} selected`,
     json: {
       script: SCRIPT,
       environment,
@@ -132,8 +138,8 @@ await runScript(manual, true, async (run) => {
       ...counts,
       held,
       ...square.sent,
-      seconds: (Date.now() - startedAt) / 1_000,
-      dryRun,
+      seconds: (Date.now() - startedAt) / 1e3,
+      dryRun: isDryRun,
       rows: outcomes.sort((one, other) => one.local_id - other.local_id),
     },
     exitCode: counts.refused + held > 0 ? EXIT.someRefused : EXIT.done,
