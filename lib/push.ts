@@ -1,6 +1,6 @@
 import type { Database as SqlDatabase } from "sql.js";
 import { type Created, has, RefusedError, type Square, toWords } from "./client.ts";
-import { linkRow, markEnvironment, readRows, saveCustomers } from "./database.ts";
+import { linkRow, markEnvironment, type Row, readRows, saveCustomers } from "./database.ts";
 import { EXIT } from "./errors.ts";
 import { type Customer, toCustomer, toValues, type Value } from "./mapping.ts";
 
@@ -53,7 +53,7 @@ export function prepareRows(
     [source ?? null, createdSince, limit ?? -1],
   );
   if (rows.length > 0) markEnvironment(db, environment);
-  const twins = rows.length > 0 && !allowDuplicates ? readTwins(db) : undefined;
+  const twins = allowDuplicates ? undefined : readTwins(db, rows);
   const ready: Candidate[] = [];
   const outcomes: Outcome[] = [];
   for (const row of rows) {
@@ -197,25 +197,41 @@ function toOutcome(local_id: number, outcome: Outcome["outcome"], reason: string
 }
 
 // Who has which e-mail address and phone number: Square does not tell duplicates apart. The country
-// code of a number may be missing on either side, so its last nine digits must do.
-function readTwins(db: SqlDatabase) {
-  const owners = new Map<string, string>();
-  const add = (row: Customer, owner: string) => {
-    for (const name of toNames(row)) owners.set(name, owner);
+// code of a number may be missing on either side, so one that is the end of the other is the same.
+function readTwins(db: SqlDatabase, rows: Row[]) {
+  const owners = new Map<string, { name: string; owner: string }[]>();
+  for (const name of rows.flatMap(toNames)) owners.set(name.slice(-9), []);
+  const add = (row: Row | Customer, owner: string) => {
+    for (const name of toNames(row)) owners.get(name.slice(-9))?.push({ name, owner });
   };
   const find = (row: Customer) =>
     toNames(row)
-      .map((name) => owners.get(name))
-      .find(Boolean);
+      .flatMap((name) => owners.get(name.slice(-9))?.filter((other) => isSame(other.name, name)))
+      .at(0)?.owner;
   const sql = "SELECT id, email_address, phone_number FROM customers WHERE id IS NOT NULL";
-  for (const row of readRows(db, sql)) add(row, `customer ${row.id}`);
+  // A row at a time: the whole directory may be a million.
+  if (owners.size > 0)
+    db.each(
+      sql,
+      [],
+      (row) => add(row, `customer ${row.id}`),
+      () => {},
+    );
   return { add, find };
 }
 
-function toNames({ email_address, phone_number }: Customer): string[] {
+function toNames({ email_address, phone_number }: Row | Customer): string[] {
   const email = String(email_address ?? "")
     .trim()
     .toLowerCase();
-  const digits = String(phone_number ?? "").replace(/\D/g, "");
-  return [email, digits.length < 9 ? "" : digits.slice(-9)].filter((name) => name !== "");
+  const digits = String(phone_number ?? "")
+    .replace(/\D/g, "")
+    .replace(/^0+/, "");
+  return [email, digits.length < 9 ? "" : digits].filter((name) => name !== "");
+}
+
+function isSame(one: string, other: string): boolean {
+  return (
+    one === other || (/^\d+$/.test(one + other) && (one.endsWith(other) || other.endsWith(one)))
+  );
 }
