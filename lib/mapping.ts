@@ -95,7 +95,7 @@ export function toCustomer(row: Record<string, unknown>): {
   const customer: Customer = {};
   const problems: string[] = [];
   for (const { column, square = column, under, sent, longest, form } of FIELDS) {
-    const value = row[column];
+    const value = row[column] ?? null;
     const isText = typeof value === "string" || typeof value === "number";
     const text = isText ? String(value).trim() : "";
     if (!sent || value === null || (isText && text === "")) continue;

@@ -116,7 +116,9 @@ async function* createRows(
       for (const [key, customer] of Object.entries(customers))
         created[key] = await square.createCustomer({ ...customer, idempotency_key: key });
   } catch (error) {
-    if (!(error instanceof RefusedError) || error.exitCode !== EXIT.failed) throw error;
+    const isRefused = error instanceof RefusedError && error.exitCode === EXIT.failed;
+    // A refusal that is not in Square's words is a proxy's, and tells nothing of the rows.
+    if (!isRefused || error.errors.length === 0) throw error;
     // One row can make Square refuse the whole call. Its halves show which one it is.
     const half = rows.length >> 1;
     if (half > 0) {
@@ -158,12 +160,16 @@ export function settleRows(db: SqlDatabase, answers: Answer[], now: string): Out
     }
     const { errors } = created;
     const reason = `Square says ${toWords(400, errors)}`;
-    // About Square or the token, and not about the row: it keeps its key and waits.
-    if (has(errors, "API_ERROR", "RATE_LIMIT_ERROR", "AUTHENTICATION_ERROR"))
+    const codes = errors.map(({ code }) => code);
+    // About Square, the token, or an attempt that still runs, and not about the row: it keeps its key.
+    if (
+      has(errors, "API_ERROR", "RATE_LIMIT_ERROR", "AUTHENTICATION_ERROR") ||
+      codes.includes("CONFLICT")
+    )
       return toOutcome(localId, "later", reason);
     // Square knows the key with other content, so a profile was made before the row was edited. A new
     // key would make a second one: the row waits until the search shows the first.
-    if (errors.some(({ code }) => code === "IDEMPOTENCY_KEY_REUSED"))
+    if (codes.includes("IDEMPOTENCY_KEY_REUSED"))
       return setAside(db, localId, "held", `${reason}: it was sent before it was edited`);
     // A row in doubt keeps its key: that this content was refused tells nothing of the first.
     if (!row.inDoubt)

@@ -1,0 +1,264 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { type Bench, makeBench } from "../fixtures/testing.ts";
+
+type PushedRow = { local_id: number; outcome: string; id: string | null; reason: string | null };
+
+const rowsOf = (json: Record<string, unknown>) => json.rows as PushedRow[];
+
+function addRows(bench: Bench, count: number): void {
+  bench.sql(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ${count})
+    INSERT INTO customers (given_name, email_address, source)
+    SELECT 'Name ' || i, 'name' || i || '@example.com', iif(i % 2, 'odd', 'even') FROM n`);
+}
+
+test("230 rows become 230 profiles in three bulk calls, are not sent again, and not pulled back as new", async (t) => {
+  const bench = await makeBench(t);
+  await bench.run("init-db");
+  await bench.json("pull-created");
+  addRows(bench, 230);
+  const { requests } = bench.square;
+  const first = await bench.json("push-new");
+  assert.deepEqual(
+    [first.selected, first.created, first.linked, first.refused, first.held, first.requests],
+    [230, 230, 0, 0, 0, 3],
+  );
+  const creates = requests.filter(({ operation }) => operation === "bulk-create");
+  assert.deepEqual(
+    creates.map((request) => request.creates),
+    [100, 100, 30],
+  );
+  const second = await bench.json("push-new");
+  assert.deepEqual([second.selected, second.requests], [0, 0]);
+  const pulled = await bench.json("pull-created");
+  assert.deepEqual([pulled.inserted, pulled.updated, pulled.unchanged], [0, 0, 230]);
+  assert.deepEqual(
+    bench.rows("SELECT count(*) AS n, count(id) AS ids, count(synced_at) AS synced FROM customers"),
+    [{ n: 230, ids: 230, synced: 230 }],
+  );
+});
+
+test("keys and reference ids are on disk before the first request", async (t) => {
+  const bench = await makeBench(t);
+  await bench.run("init-db");
+  addRows(bench, 130);
+  let seen: unknown;
+  bench.square.set({
+    fault: ({ operation, number }) => {
+      if (operation === "bulk-create" && number === 1)
+        seen = bench.rows(
+          "SELECT count(idempotency_key) AS keys, count(reference_id) AS refs, sum(idempotency_key = reference_id) AS same FROM customers",
+        );
+      return undefined;
+    },
+  });
+  await bench.json("push-new");
+  assert.deepEqual(seen, [{ keys: 130, refs: 130, same: 130 }]);
+});
+
+test("--batch-size 1 calls CreateCustomer once for each row", async (t) => {
+  const bench = await makeBench(t);
+  await bench.run("init-db");
+  addRows(bench, 3);
+  assert.equal((await bench.json("push-new", ["--batch-size", "1"])).created, 3);
+  assert.deepEqual(
+    bench.square.requests.map(({ operation }) => operation),
+    ["create", "create", "create"],
+  );
+});
+
+test("a bad row stops no other: its reason is in the row, its key is cleared, the exit code is 3", async (t) => {
+  const bench = await makeBench(t);
+  await bench.run("init-db");
+  bench.sql(`INSERT INTO customers (given_name, email_address, phone_number, note) VALUES
+    ('Good', NULL, NULL, NULL), ('Checked', 'nonsense', NULL, NULL), ('Square', NULL, '000000000', NULL)`);
+  bench.square.set({
+    fault: ({ operation }) =>
+      operation === "bulk-create"
+        ? {
+            kind: "change",
+            change: (body) => {
+              const responses = body.responses as Record<
+                string,
+                { customer?: { phone_number?: string } }
+              >;
+              for (const [key, { customer }] of Object.entries(responses))
+                if (customer?.phone_number)
+                  Object.assign(responses, {
+                    [key]: {
+                      errors: [
+                        {
+                          category: "INVALID_REQUEST_ERROR",
+                          code: "INVALID_PHONE_NUMBER",
+                          field: "phone_number",
+                          detail: "Bad: 000000000",
+                        },
+                      ],
+                    },
+                  });
+              return body;
+            },
+          }
+        : undefined,
+  });
+  const ended = await bench.run("push-new");
+  assert.equal(ended.code, 3);
+  assert.equal(
+    ended.stdout,
+    "push-new (offline): 1 created, 0 linked, 2 refused, 0 held, of 3 selected\n",
+  );
+  assert.equal(
+    ended.stderr,
+    "push-new: row 2 is refused: email_address is not one that Square takes\npush-new: row 3 is refused: Square says INVALID_PHONE_NUMBER (phone_number)\n",
+  );
+  assert.deepEqual(
+    bench.rows("SELECT local_id, idempotency_key, push_error FROM customers WHERE id IS NULL"),
+    [
+      {
+        local_id: 2,
+        idempotency_key: null,
+        push_error: "email_address is not one that Square takes",
+      },
+      {
+        local_id: 3,
+        idempotency_key: null,
+        push_error: "Square says INVALID_PHONE_NUMBER (phone_number) Bad: 000000000",
+      },
+    ],
+  );
+});
+
+test("a row that makes Square refuse the whole call is found, and the others are created", async (t) => {
+  const bench = await makeBench(t);
+  await bench.run("init-db");
+  addRows(bench, 9);
+  // A region to the runtime, and no country to Square.
+  bench.sql("UPDATE customers SET country = 'EU' WHERE local_id = 4");
+  const pushed = await bench.json("push-new", [], 3);
+  assert.deepEqual([pushed.created, pushed.refused], [8, 1]);
+  assert.equal(bench.square.customers.size, 8);
+});
+
+test("a row whose email or phone is a customer's already is held, and --allow-duplicates sends it", async (t) => {
+  const bench = await makeBench(t);
+  bench.square.create({ given_name: "Ann", email_address: "ann@example.com" });
+  const bob = bench.square.create({ given_name: "Bob", phone_number: "+44 7911 123456" });
+  await bench.run("init-db");
+  await bench.json("pull-created");
+  bench.sql(`INSERT INTO customers (given_name, email_address, phone_number) VALUES
+    ('Ann', ' ANN@Example.com', NULL), ('Bob', NULL, '07911 123456'), ('Eve', NULL, '+1 206 555 0100'),
+    ('Eva', NULL, '(206) 555-0100'), ('Eli', NULL, '+1 306 555 0100')`);
+  const pushed = await bench.json("push-new", [], 3);
+  assert.deepEqual(
+    rowsOf(pushed).map(({ local_id, outcome }) => [local_id, outcome]),
+    [
+      [3, "held"],
+      [4, "held"],
+      [5, "created"],
+      [6, "held"],
+      [7, "created"],
+    ],
+  );
+  assert.equal(rowsOf(pushed)[1]?.reason, `customer ${bob.id} has the same email or phone`);
+  assert.equal(
+    bench.rows("SELECT push_error FROM customers WHERE local_id = 6")[0]?.push_error,
+    "row 5 has the same email or phone",
+  );
+  const all = await bench.json("push-new", ["--allow-duplicates"]);
+  assert.equal(all.created, 3);
+});
+
+test("--source, --created-since and --limit narrow what is sent", async (t) => {
+  const bench = await makeBench(t);
+  await bench.run("init-db");
+  addRows(bench, 10);
+  bench.sql("UPDATE customers SET created_at = '2020-01-01 10:00:00' WHERE local_id <= 4");
+  assert.equal((await bench.json("push-new", ["--source", "even", "--limit", "2"])).created, 2);
+  assert.equal(
+    (await bench.json("push-new", ["--created-since", "1h", "--source", "odd"])).created,
+    3,
+  );
+  assert.equal(
+    (await bench.json("push-new", ["--created-since", "2019-12-31", "--limit", "1"])).created,
+    1,
+  );
+  assert.equal((await bench.json("push-new", ["--source", "none"])).selected, 0);
+  assert.equal((await bench.json("push-new", ["--created-since", "last"])).created, 3);
+  assert.equal((await bench.json("push-new")).created, 1);
+});
+
+test("rows that were refused do not use up the limit of the next run", async (t) => {
+  const bench = await makeBench(t);
+  await bench.run("init-db");
+  bench.sql("INSERT INTO customers (note) VALUES ('nobody'), ('nobody')");
+  addRows(bench, 2);
+  await bench.json("push-new", ["--limit", "2"], 3);
+  assert.equal((await bench.json("push-new", ["--limit", "2"])).created, 2);
+});
+
+test("--dry-run says what would be sent and changes not a byte on either side", async (t) => {
+  const bench = await makeBench(t);
+  await bench.run("init-db");
+  bench.sql(`INSERT INTO customers (given_name, reference_id, idempotency_key, country) VALUES
+    ('Ann' || char(27) || '[31m', 'crm-1', NULL, 'us'), ('Bob', 'crm-2', 'key-2', NULL), (NULL, NULL, NULL, NULL)`);
+  const before = readFileSync(join(bench.folder, "database.db"));
+  const ended = await bench.run("push-new", ["--dry-run"]);
+  assert.deepEqual(
+    [ended.code, ended.stderr],
+    [
+      3,
+      "push-new: row 3 is refused: one of given_name, family_name, company_name, email_address, phone_number is needed\n",
+    ],
+  );
+  assert.equal(
+    ended.stdout,
+    'row 1: {"given_name":"Ann\\u001b[31m","reference_id":"crm-1","address":{"country":"US"}}\nrow 2: {"given_name":"Bob","reference_id":"crm-2"}\npush-new (offline), dry run: 2 would be sent, 1 refused, 0 held, of 3 selected\n',
+  );
+  const json = await bench.json("push-new", ["--dry-run"], 3);
+  assert.deepEqual(
+    [json.dryRun, json.created, rowsOf(json).map(({ outcome }) => outcome)],
+    [true, 0, ["would-create", "would-look-up", "refused"]],
+  );
+  assert.equal(bench.square.requests.length, 0);
+  assert.deepEqual(readFileSync(join(bench.folder, "database.db")), before);
+});
+
+test("a row in doubt is looked up and linked, also when it was edited since, and never doubled", async (t) => {
+  const bench = await makeBench(t);
+  await bench.run("init-db");
+  addRows(bench, 3);
+  bench.square.set({
+    fault: ({ operation }) =>
+      operation === "bulk-create" ? { kind: "html", status: 400, after: true } : undefined,
+  });
+  const lost = await bench.run("push-new", ["--limit", "1", "--batch-size", "2"]);
+  assert.equal(lost.code, 1);
+  bench.square.set({ fault: undefined });
+  bench.sql("UPDATE customers SET given_name = 'Edited', phone_number = '12' WHERE local_id = 1");
+  const next = await bench.json("push-new");
+  assert.deepEqual([next.linked, next.created], [1, 2]);
+  assert.equal(bench.square.customers.size, 3);
+});
+
+test("a row that was edited after a lost reply waits for the search, and is not created twice", async (t) => {
+  const bench = await makeBench(t, { indexLagMs: 60_000 });
+  await bench.run("init-db");
+  addRows(bench, 1);
+  bench.sql("UPDATE customers SET idempotency_key = 'k1', reference_id = 'k1'");
+  const headers = { authorization: "Bearer offline-token", "content-type": "application/json" };
+  const body = JSON.stringify({
+    idempotency_key: "k1",
+    reference_id: "k1",
+    given_name: "Name 1",
+    email_address: "name1@example.com",
+  });
+  await fetch(`${bench.square.url}/v2/customers`, { method: "POST", headers, body });
+  bench.sql("UPDATE customers SET given_name = 'Edited'");
+  const held = await bench.json("push-new", [], 3);
+  assert.deepEqual([held.held, bench.square.customers.size], [1, 1]);
+  bench.square.set({ indexLagMs: 0 });
+  assert.equal((await bench.json("push-new")).linked, 1);
+  assert.equal(bench.square.customers.size, 1);
+});
