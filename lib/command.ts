@@ -37,11 +37,8 @@ export const PULL_OPTIONS = {
     coerce: (text: string) => checkTime("--until", text),
   },
   concurrency: {
-    type: "number",
+    ...countOption("--concurrency", 16, "Requests side by side; 1 = in order"),
     default: 4,
-    requiresArg: true,
-    describe: "Requests side by side; 1 = in order",
-    coerce: (count: number) => checkCount("--concurrency", count, 16),
   },
 } as const satisfies AllOptions;
 
@@ -227,13 +224,13 @@ function checkTime(option: string, text: string, ...words: string[]): string {
   return text;
 }
 
-/** @returns the count. @throws SyncError (usage) when it is no whole number from 1 to `most` */
-export function checkCount(option: string, count: number, most: number): number {
-  if (Number.isInteger(count) && count >= 1 && count <= most) return count;
-  throw new SyncError(
-    `Cannot use ${option}: it takes a whole number from 1 to ${most}`,
-    EXIT.usage,
-  );
+/** An option that takes a whole number from 1 to `most`. */
+export function countOption(option: string, most: number, describe: string) {
+  const coerce = (count: number): number => {
+    if (Number.isInteger(count) && count >= 1 && count <= most) return count;
+    throw new Error(`Cannot use ${option}: it takes a whole number from 1 to ${most}`);
+  };
+  return { type: "number", requiresArg: true, describe, coerce } as const;
 }
 
 function makeBar(isWanted: boolean) {

@@ -120,3 +120,12 @@ function freeName(taken: string[]): string {
   while (taken.includes(name)) name += "_";
   return name;
 }
+
+/*
+Against the offline Square (npm run square):
+
+$ npx tsx scripts/init-db.ts
+init-db: database.db is ready; made customers and sync_runs
+$ npx tsx scripts/init-db.ts
+init-db: database.db is ready; nothing was missing
+*/

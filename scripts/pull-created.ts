@@ -34,7 +34,8 @@ const manual = {
     [`${SCRIPT} --since 24h`, "look at the last day only"],
     [`${SCRIPT} --since all`, "read everything again"],
   ],
-  exitCodes: "0 done, 1 failed, 2 wrong usage, 4 token refused, 75 later, 130/143 stopped",
+  exitCodes:
+    "0 done, 1 failed, 2 wrong usage, 4 token refused, 75 try again\nlater, 130/143 stopped",
   needsSquare: true,
 } as const;
 
@@ -102,3 +103,13 @@ await runScript(manual, async (run) => {
     },
   };
 });
+
+/*
+Against the offline Square (npm run square):
+
+$ npx tsx scripts/pull-created.ts
+pull-created (offline): 239 read, 239 new, 0 changed, 0 unchanged, 0 linked
+$ npx tsx scripts/pull-created.ts --since yesterday
+pull-created: Cannot use --since "yesterday": it is not a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time
+Try: pull-created --help
+*/

@@ -34,7 +34,8 @@ const manual = {
     [`${SCRIPT} --since 24h`, "look at the last day only"],
     [`${SCRIPT} --since all`, "read everything again"],
   ],
-  exitCodes: "0 done, 1 failed, 2 wrong usage, 4 token refused, 75 later, 130/143 stopped",
+  exitCodes:
+    "0 done, 1 failed, 2 wrong usage, 4 token refused, 75 try again\nlater, 130/143 stopped",
   needsSquare: true,
 } as const;
 
@@ -102,3 +103,12 @@ await runScript(manual, async (run) => {
     },
   };
 });
+
+/*
+Against the offline Square (npm run square), after pull-created:
+
+$ npx tsx scripts/pull-updated.ts
+pull-updated (offline): 0 read, 0 new, 0 changed, 0 unchanged, 0 linked
+$ npx tsx scripts/pull-updated.ts --since all
+pull-updated (offline): 239 read, 0 new, 0 changed, 239 unchanged, 0 linked
+*/

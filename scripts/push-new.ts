@@ -14,7 +14,7 @@
  * 130/143 stopped. Safe to run again: what was sent before is looked up, or sent with the same key.
  */
 import type { Database as SqlDatabase } from "sql.js";
-import { checkCount, PULL_OPTIONS, runScript } from "../lib/command.ts";
+import { countOption, PULL_OPTIONS, runScript } from "../lib/command.ts";
 import { readWatermark, recordRun } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
 import { type Outcome, prepareRows, pushRows, settleRows, toRehearsed } from "../lib/push.ts";
@@ -29,34 +29,18 @@ const manual = {
   name: SCRIPT,
   purpose: "creates in Square the rows of the file that it lacks",
   options: {
-    "dry-run": {
-      type: "boolean",
-      default: false,
-      describe: "Show what would be sent; change nothing",
-    },
-    source: { type: "string", requiresArg: true, describe: "Only rows with this word in source" },
-    "created-since": {
-      ...PULL_OPTIONS.since,
-      default: "all",
-      describe: "Only rows made since last (push), 24h, 2026-08-01 …",
-    },
-    limit: {
-      type: "number",
-      requiresArg: true,
-      describe: "At most so many rows",
-      coerce: (count: number) => checkCount("--limit", count, 1_000_000_000),
-    },
+    "dry-run": { type: "boolean", default: false, describe: "Show what would be sent" },
+    source: { type: "string", requiresArg: true, describe: "Only rows with this source" },
+    "created-since": { ...PULL_OPTIONS.since, default: "all", describe: "Only rows made since" },
+    limit: countOption("--limit", 1_000_000_000, "At most so many rows"),
     "batch-size": {
-      type: "number",
+      ...countOption("--batch-size", LARGEST_BATCH, "Rows a call; 1 = CreateCustomer"),
       default: LARGEST_BATCH,
-      requiresArg: true,
-      describe: "Rows a call; 1 = CreateCustomer, one call a row",
-      coerce: (count: number) => checkCount("--batch-size", count, LARGEST_BATCH),
     },
     "allow-duplicates": {
       type: "boolean",
       default: false,
-      describe: "Send rows with a known email or phone",
+      describe: "Send known email, phone too",
     },
   },
   examples: [
@@ -65,7 +49,7 @@ const manual = {
     [`${SCRIPT} --source web-shop --limit 10`, "try it with a few rows"],
   ],
   exitCodes:
-    "0 done, 1 failed, 2 wrong usage, 3 some rows refused or held, 4 token refused, 75 later, 130/143 stopped",
+    "0 done, 1 failed, 2 wrong usage, 3 rows refused or held, 4 token refused,\n75 try again later, 130/143 stopped",
   needsSquare: true,
 } as const;
 
@@ -79,12 +63,8 @@ await runScript(manual, async (run) => {
 
   // Every row gets its key, and all keys are on disk, before the first request. A key made at the call
   // is lost with the call, and whoever was created by it is created again by the next.
-  const selection = {
-    source: options.source,
-    createdSince: since,
-    limit: options.limit,
-    allowDuplicates: options["allow-duplicates"],
-  };
+  const { source, limit, "allow-duplicates": allowDuplicates } = options;
+  const selection = { source, createdSince: since, limit, allowDuplicates };
   const prepare = (db: SqlDatabase) => prepareRows(db, selection, environment);
   const { ready, outcomes } = isDryRun ? database.read(prepare) : await database.change(prepare);
   if (isDryRun) outcomes.push(...ready.map(toRehearsed));
@@ -145,3 +125,14 @@ await runScript(manual, async (run) => {
     exitCode: counts.refused + held > 0 ? EXIT.someRefused : EXIT.done,
   };
 });
+
+/*
+Against the offline Square (npm run square), with the rows of fixtures/local-rows.json:
+
+$ npx tsx scripts/push-new.ts
+push-new: row 243 is held: customer ADA1815LOVELACE01234567801 has the same email or phone
+push-new: row 244 is refused: phone_number is not one that Square takes
+push-new (offline): 6 created, 0 linked, 1 refused, 1 held, of 8 selected
+$ npx tsx scripts/push-new.ts --source nobody
+push-new (offline): 0 created, 0 linked, 0 refused, 0 held, of 0 selected
+*/
