@@ -1,5 +1,6 @@
 import * as fs from "node:fs";
 import { dirname } from "node:path";
+import { clearInterval, setInterval } from "node:timers";
 import { setTimeout as sleep } from "node:timers/promises";
 import { codeOf, EXIT, SyncError } from "./errors.ts";
 
@@ -56,9 +57,9 @@ export async function lockFile(path: string, stop: AbortSignal): Promise<Lock> {
 /** The file that a path means. A link is followed, since a rename would replace the link itself. */
 export function toRealPath(path: string): string {
   try {
-    return fs.realpathSync(path);
+    const isLink = fs.lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink();
+    return isLink ? fs.realpathSync(path) : path;
   } catch (error) {
-    if (codeOf(error) === "ENOENT") return path;
     throw cannot("open", path, error);
   }
 }
