@@ -11,6 +11,8 @@ export interface Candidate {
   customer: Customer;
   /** It had its key when the run began: it was sent before, and nobody knows what came of it. */
   inDoubt: boolean;
+  /** Square's ids of other rows with its reference_id: what a look-up must not take it for. */
+  namesakes: unknown[];
   /** Why it may not be sent, should it not be in Square already. */
   problem: Outcome | undefined;
 }
@@ -54,6 +56,11 @@ export function prepareRows(
   );
   if (rows.length > 0) markEnvironment(db, environment);
   const twins = allowDuplicates ? undefined : readTwins(db, rows);
+  const known = readRows(
+    db,
+    `SELECT id, reference_id FROM customers WHERE id IS NOT NULL AND reference_id IN
+       (SELECT reference_id FROM customers WHERE id IS NULL AND idempotency_key IS NOT NULL)`,
+  );
   const ready: Candidate[] = [];
   const outcomes: Outcome[] = [];
   for (const row of rows) {
@@ -73,7 +80,9 @@ export function prepareRows(
     customer.reference_id ??= key;
     const sql = "UPDATE customers SET idempotency_key = ?, reference_id = ? WHERE local_id = ?";
     db.run(sql, [key, String(customer.reference_id), localId]);
-    ready.push({ localId, key, customer, inDoubt, problem });
+    const same = known.filter(({ reference_id }) => reference_id === customer.reference_id);
+    const namesakes = same.map(({ id }) => id);
+    ready.push({ localId, key, customer, inDoubt, namesakes, problem });
     twins?.add(customer, `row ${localId}`);
   }
   return { ready, outcomes };
@@ -139,7 +148,9 @@ async function findCreated(square: Square, row: Candidate): Promise<Customer | u
   const exact = String(row.customer.reference_id);
   const query = { filter: { reference_id: { exact } } };
   const { customers } = await square.searchCustomers({ limit: 100, query });
-  const found = customers.filter(({ reference_id }) => reference_id === exact);
+  const found = customers.filter(
+    ({ id, reference_id }) => reference_id === exact && !row.namesakes.includes(id),
+  );
   return found.length === 1 ? found[0] : undefined;
 }
 

@@ -262,3 +262,18 @@ test("a row that was edited after a lost reply waits for the search, and is not 
   assert.equal((await bench.json("push-new")).linked, 1);
   assert.equal(bench.square.customers.size, 1);
 });
+
+test("a row in doubt is not taken for another customer with the same reference_id", async (t) => {
+  const bench = await makeBench(t);
+  await bench.run("init-db");
+  bench.sql("INSERT INTO customers (given_name, reference_id) VALUES ('Ann', 'web-shop')");
+  await bench.json("push-new");
+  bench.sql(`INSERT INTO customers (given_name, reference_id, idempotency_key)
+    VALUES ('Bob', 'web-shop', 'k1')`);
+  assert.equal((await bench.json("push-new")).created, 1);
+  assert.deepEqual(bench.rows("SELECT given_name, id IS NULL AS lost FROM customers"), [
+    { given_name: "Ann", lost: 0 },
+    { given_name: "Bob", lost: 0 },
+  ]);
+  assert.equal(bench.square.customers.size, 2);
+});
