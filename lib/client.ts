@@ -92,7 +92,7 @@ export function connectSquare(
       return {
         customers: Array.isArray(customers) ? customers : [],
         cursor: typeof cursor === "string" && cursor !== "" ? cursor : undefined,
-        count: Number(count ?? 0),
+        count: Number(count) || 0,
       };
     },
     async createCustomer(body) {
@@ -139,7 +139,8 @@ export function connectSquare(
 
       const why = passes && status > 0 ? toWords(status, errors) : "no whole answer";
       const backoff = Math.min(BACKOFF_MS * 2 ** (attempt - 1), LONGEST_BACKOFF_MS);
-      const waitMs = reply.retryAfterMs ?? backoff * (0.5 + Math.random());
+      // "Retry-After: 0" is no leave to hammer.
+      const waitMs = Math.max(reply.retryAfterMs ?? 0, backoff * (0.5 + Math.random()));
       if (Date.now() - firstAt + waitMs > BUDGET_MS)
         throw new SyncError(
           `Cannot reach Square (${account.environment}): ${why}, ${attempt} times`,
@@ -174,6 +175,14 @@ export function connectSquare(
       return { status: response.status, json, errors, retryAfterMs, cause: undefined };
     } catch (cause) {
       stop.throwIfAborted();
+      // Deno may not go to that host, and may not the next time either.
+      if (cause instanceof Error && cause.name === "NotCapable")
+        throw new SyncError(
+          `Cannot reach Square (${account.environment}): Deno has no permission for its host`,
+          EXIT.usage,
+          "--allow-net with the host that --verbose names",
+          cause,
+        );
       return { status: 0, json: undefined, errors: [], retryAfterMs: undefined, cause };
     } finally {
       clearTimeout(timer);

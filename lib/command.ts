@@ -86,11 +86,16 @@ export async function runScript<const O extends AllOptions>(
   let token = "";
   let database: Database | undefined;
   let bar: ReturnType<typeof makeBar> | undefined;
-  // The only way to stderr: no token, and nothing that a terminal would obey.
-  const say = (text: string) => {
+  // What is printed holds no token, and nothing that a terminal would obey.
+  const toSafe = (text: string) => {
     const safe = token === "" ? text : text.replaceAll(token, "(the token)");
-    for (const line of safe.split("\n")) process.stderr.write(`${toPrintable(line)}\n`);
+    return `${safe.split("\n").map(toPrintable).join("\n")}\n`;
   };
+  const say = (text: string) => process.stderr.write(toSafe(text));
+  process.stdout.once("error", ({ message }) => {
+    say(`${manual.name}: Cannot print the result: ${message}`);
+    process.exitCode = EXIT.failed;
+  });
   try {
     const options = await readOptions(manual);
     if (options === undefined) return;
@@ -113,9 +118,8 @@ export async function runScript<const O extends AllOptions>(
       progress: bar.move,
     });
     bar.stop();
-    const lines = summary.text.split("\n").map(toPrintable).join("\n");
-    if (options.json) process.stdout.write(`${JSON.stringify(summary.json)}\n`);
-    else if (!options.quiet) process.stdout.write(`${lines}\n`);
+    const result = options.json ? JSON.stringify(summary.json) : summary.text;
+    if (options.json || !options.quiet) process.stdout.write(toSafe(result));
     process.exitCode = summary.exitCode ?? EXIT.done;
   } catch (thrown) {
     bar?.stop();

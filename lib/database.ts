@@ -205,10 +205,9 @@ export function saveCustomers(db: SqlDatabase, customers: Iterable<Value[]>, now
   const upsert = db.prepare(UPSERT);
   for (const values of customers) {
     const id = columnValue(values, "id");
-    const reference = String(columnValue(values, "reference_id"));
-    const localId = unpushed.get(reference);
+    const localId = unpushed.get(columnValue(values, "reference_id"));
     const isNew = known.get([id]).length === 0;
-    const isLink = localId !== undefined && isNew && linkRow(db, localId, String(id));
+    const isLink = localId !== undefined && isNew && linkRow(db, "local_id", localId, id);
     if (isLink) counts.linked++;
     upsert.run([...values, now]);
     if (db.getRowsModified() === 0) counts.unchanged++;
@@ -222,20 +221,28 @@ export function saveCustomers(db: SqlDatabase, customers: Iterable<Value[]>, now
 }
 
 /** Gives a row its id in Square, unless it has one; what else Square says of it is saved after that. */
-export function linkRow(db: SqlDatabase, localId: number, id: string): boolean {
-  const sql = "UPDATE customers SET id = ?, push_error = NULL WHERE local_id = ? AND id IS NULL";
-  return db.run(sql, [id, localId]).getRowsModified() === 1;
+export function linkRow(
+  db: SqlDatabase,
+  column: "local_id" | "idempotency_key",
+  name: Value,
+  id: Value,
+): boolean {
+  const sql = `UPDATE customers SET id = ?, push_error = NULL WHERE ${column} = ? AND id IS NULL`;
+  return db.run(sql, [id, name]).getRowsModified() === 1;
 }
 
-// Which row Square knows by a reference_id: the row's own, or the key that push-new gave it. What
-// several rows share, in Square or not, is the name of none of them.
-function readUnpushed(db: SqlDatabase): Map<string, number> {
+/**
+ * Which row that Square lacks goes by a reference_id: its own, or the key that push-new gave it. What
+ * several rows share, in Square or not, is the name of none of them.
+ */
+export function readUnpushed(db: SqlDatabase): Map<Value, number> {
+  // NULL is nobody's name either, and NULL NOT IN (nothing) is true.
   const rows = readRows(
     db,
     `SELECT reference, min(local_id) AS local_id FROM (
        SELECT reference_id AS reference, local_id FROM customers WHERE id IS NULL
        UNION SELECT idempotency_key, local_id FROM customers WHERE id IS NULL)
-     WHERE reference NOT IN (
+     WHERE reference IS NOT NULL AND reference NOT IN (
        SELECT reference_id FROM customers WHERE id IS NOT NULL AND reference_id IS NOT NULL)
      GROUP BY reference HAVING count(*) = 1`,
   );

@@ -32,9 +32,15 @@ export function codeOf(error: unknown): string {
   return error instanceof Error && "code" in error ? String(error.code) : "";
 }
 
-/** Makes control characters visible: in a stranger's name one could fake a line of your log. */
+/**
+ * Makes control characters visible: in a stranger's name one could fake a line of your log. They are
+ * written as JSON writes them, so that what is printed of JSON is still JSON.
+ */
 export function toPrintable(text: string): string {
-  return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, (char) => {
-    return `\\u{${char.codePointAt(0)?.toString(16)}}`;
-  });
+  return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, (char) =>
+    char
+      .split("")
+      .map((unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`)
+      .join(""),
+  );
 }

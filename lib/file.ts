@@ -140,11 +140,11 @@ export function isMissing(path: string): boolean {
 }
 
 // Rows that are only in a -wal are invisible to sql.js, and SQLite would play an old -wal or -journal
-// over the file that we put in its place. A journal that begins with a zero byte is a finished one.
+// over the file that we put in its place. The header of a finished journal is all zeros.
 function isOpenElsewhere(path: string): boolean {
   if (!isMissing(`${path}-wal`) || !isMissing(`${path}-shm`)) return true;
   const journal = isMissing(`${path}-journal`) ? undefined : readBytes(`${path}-journal`);
-  return (journal?.[0] ?? 0) !== 0;
+  return journal?.subarray(0, 28).some((byte) => byte !== 0) ?? false;
 }
 
 function readBytes(path: string): Uint8Array {

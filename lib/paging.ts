@@ -6,13 +6,15 @@ import type { Window } from "./window.ts";
 const PAGE_SIZE = 100; // the most that Square allows, and advisory
 const RESTARTS = 3; // a cursor lives for minutes: one that dies so often will not do
 const READINGS = 3; // of a window in which fewer customers come than Square counted
-const SMALL_SLICE = 250; // customers; smaller ones cost more requests than they save
+const SMALL_SLICE = 500; // customers; smaller ones cost more requests than they save
 const SLICES_PER_WORKER = 4; // so that none is left alone with a long last slice
+const PARTS_OF_UNEVEN = 4; // when a slice turns out large: most of its parts will be empty
+const DENSE_MARGIN = 1.5; // a page is a small sample
 const OVERLAP_MS = 1_000; // Square does not say whether the ends of a time range are in it
 
 export type TimeField = "created_at" | "updated_at";
 
-/** A page of a slice, and how many customers of the slice Square counted but never sent. */
+/** A page of a slice; the last one says how many customers Square counted but never sent. */
 export type SlicePage = Page & { missing: number };
 
 /**
@@ -70,11 +72,12 @@ export async function* searchSlices(
   let isDone = false;
   let wake = () => {};
 
-  async function readSlice(slice: Window, isWhole: boolean): Promise<void> {
+  /** @returns how many customers Square counted but never sent */
+  async function readSlice(slice: Window, isWhole: boolean): Promise<number> {
     for (let reading = 1; ; reading++) {
       let ids = new Set<unknown>();
       let counted = 0;
-      if (isWhole) all.clear();
+      let short = 0;
       for await (const page of searchPages(square, toFilter(field, window, slice))) {
         counted = Math.max(counted, page.count);
         if (isWhole) total = counted;
@@ -83,19 +86,20 @@ export async function* searchSlices(
         for (const { id } of page.customers) all.add(id) && ids.add(id);
         pages.push({ ...page, count: total, missing: 0 });
         wake();
+        // Who was counted can be deleted since, and all who are left be here already.
+        if (isWhole && reading > 1 && all.size >= counted) return 0;
         const left = counted - ids.size;
-        const parts = left > 2 * share && page.cursor ? divide(page, slice, now, left / share) : [];
+        const most = Math.min(Math.ceil(left / share), isWhole ? left : PARTS_OF_UNEVEN);
+        const parts = left > 2 * share && page.cursor ? divide(page, slice, now, left, most) : [];
         if (parts.length === 0) continue;
-        await Promise.all(parts.map((part) => readSlice(part, false)));
+        const shortages = await Promise.all(parts.map((part) => readSlice(part, false)));
+        for (const missing of shortages) short += missing;
         // The parts were held to their own counts. Only the whole shows if one fell between them.
         ids = all;
         break;
       }
-      const missing = counted - ids.size;
-      if (missing <= 0) return;
-      if (reading < READINGS) continue;
-      pages.push({ customers: [], cursor: undefined, count: total, missing });
-      return;
+      const missing = Math.max(counted - ids.size, short);
+      if (missing <= 0 || short > 0 || reading === READINGS) return missing;
     }
   }
 
@@ -112,22 +116,24 @@ export async function* searchSlices(
         wake = resolve;
       });
   }
-  await reading;
+  const missing = await reading;
+  if (missing > 0) yield { customers: [], cursor: undefined, count: total, missing };
 }
 
-/** Divides what follows a slice's first page into parts of equal time that overlap a little. */
-function divide(page: Page, slice: Window, now: number, parts: number): Window[] {
-  const start = toMs(page.customers.at(-1));
+/** Divides what follows a page of a slice into parts of equal time that overlap a little. */
+function divide(page: Page, slice: Window, now: number, left: number, most: number): Window[] {
+  const [first, start] = [toMs(page.customers[0]), toMs(page.customers.at(-1))];
   const end = slice.until === null ? now : Date.parse(slice.until);
-  const smallest = 2 * OVERLAP_MS;
-  // A page of one and the same time begins an import, which gets a part of its own.
-  const isTied = toMs(page.customers[0]) === start;
-  const step = isTied ? smallest : Math.max((end - start) / Math.ceil(parts), smallest);
+  // In an import customers are so dense that later parts would be empty: the parts are for the time in
+  // which the rest would come at that density, and one is for what follows.
+  const dense = (DENSE_MARGIN * (start - first) * left) / page.customers.length;
+  const step = Math.max(Math.min(dense, end - start) / most, 2 * OVERLAP_MS);
   const cuts: number[] = [];
-  for (let cut = start + step; cut < end - OVERLAP_MS; cut += isTied ? end : step) cuts.push(cut);
+  for (let cut = start + step; cut < end - OVERLAP_MS; cut += step)
+    if (cuts.push(cut) >= Math.min(most, dense / step)) break;
   return cuts.length === 0
     ? []
-    : [start, ...cuts].map((from, place) => {
+    : [start - 1, ...cuts].map((from, place) => {
         const to = cuts[place];
         const until = to === undefined ? slice.until : new Date(to + OVERLAP_MS).toISOString();
         return { since: new Date(from).toISOString(), until };

@@ -1,6 +1,13 @@
 import type { Database as SqlDatabase } from "sql.js";
 import { type Created, has, RefusedError, type Square, toWords } from "./client.ts";
-import { linkRow, markEnvironment, type Row, readRows, saveCustomers } from "./database.ts";
+import {
+  linkRow,
+  markEnvironment,
+  type Row,
+  readRows,
+  readUnpushed,
+  saveCustomers,
+} from "./database.ts";
 import { EXIT } from "./errors.ts";
 import { type Customer, toCustomer, toValues, type Value } from "./mapping.ts";
 
@@ -9,10 +16,10 @@ export interface Candidate {
   localId: number;
   key: string;
   customer: Customer;
-  /** It had its key when the run began: it was sent before, and nobody knows what came of it. */
+  /** It was sent before, in another run or another attempt, and nobody knows what came of it. */
   inDoubt: boolean;
-  /** Square's ids of other rows with its reference_id: what a look-up must not take it for. */
-  namesakes: unknown[];
+  /** No other row goes by its reference_id, so that Square can be asked for it. */
+  isNamed: boolean;
   /** Why it may not be sent, should it not be in Square already. */
   problem: Outcome | undefined;
 }
@@ -56,35 +63,32 @@ export function prepareRows(
   );
   if (rows.length > 0) markEnvironment(db, environment);
   const twins = allowDuplicates ? undefined : readTwins(db, rows);
-  const known = readRows(
-    db,
-    `SELECT id, reference_id FROM customers WHERE id IS NOT NULL AND reference_id IN
-       (SELECT reference_id FROM customers WHERE id IS NULL AND idempotency_key IS NOT NULL)`,
-  );
   const ready: Candidate[] = [];
   const outcomes: Outcome[] = [];
   for (const row of rows) {
     const localId = Number(row.local_id);
     const inDoubt = row.idempotency_key !== null;
+    const name = { localId, key: inDoubt ? String(row.idempotency_key) : null };
     const { customer, problems } = toCustomer(row);
     const twin = twins?.find(customer);
     let problem: Outcome | undefined;
-    if (problems.length > 0) problem = setAside(db, localId, "refused", problems.join("; "));
-    else if (twin) problem = setAside(db, localId, "held", `${twin} has the same email or phone`);
+    if (problems.length > 0) problem = setAside(db, name, "refused", problems.join("; "));
+    else if (twin) problem = setAside(db, name, "held", `${twin} has the same email or phone`);
     // A row in doubt may be in Square already: it is looked up first, whatever it looks like now.
     if (problem && !inDoubt) {
       outcomes.push(problem);
       continue;
     }
-    const key = inDoubt ? String(row.idempotency_key) : crypto.randomUUID();
-    customer.reference_id ??= key;
+    const key = name.key ?? crypto.randomUUID();
+    const reference = String(row.reference_id ?? "").trim() || key;
+    if (reference === key) customer.reference_id = key;
     const sql = "UPDATE customers SET idempotency_key = ?, reference_id = ? WHERE local_id = ?";
-    db.run(sql, [key, String(customer.reference_id), localId]);
-    const same = known.filter(({ reference_id }) => reference_id === customer.reference_id);
-    const namesakes = same.map(({ id }) => id);
-    ready.push({ localId, key, customer, inDoubt, namesakes, problem });
+    db.run(sql, [key, reference, localId]);
+    ready.push({ localId, key, customer, inDoubt, isNamed: false, problem });
     twins?.add(customer, `row ${localId}`);
   }
+  const named = readUnpushed(db);
+  for (const row of ready) row.isNamed = named.get(toReference(row)) === row.localId;
   return { ready, outcomes };
 }
 
@@ -102,7 +106,7 @@ export async function* pushRows(
     const settled: Answer[] = [];
     const unsent: Candidate[] = [];
     for (const row of rows.slice(at, at + batchSize)) {
-      const found = row.inDoubt ? await findCreated(square, row) : undefined;
+      const found = row.inDoubt && row.isNamed ? await findCreated(square, row) : undefined;
       const created = found && { customer: found };
       if (found || row.problem) settled.push({ row, created, wasFound: true });
       else unsent.push(row);
@@ -119,6 +123,7 @@ async function* createRows(
 ): AsyncGenerator<Answer[]> {
   const created: Record<string, Created> = {};
   const customers = Object.fromEntries(rows.map(({ key, customer }) => [key, customer]));
+  const { retries } = square.sent;
   try {
     if (!oneByOne) Object.assign(created, await square.bulkCreateCustomers(customers));
     else
@@ -136,6 +141,9 @@ async function* createRows(
       return;
     }
     for (const { key } of rows) created[key] = { errors: error.errors };
+  } finally {
+    // An attempt without an answer may have created them, whatever the next one said.
+    if (square.sent.retries > retries) for (const row of rows) row.inDoubt = true;
   }
   yield rows.map((row) => ({ row, created: created[row.key], wasFound: false }));
   const errors = Object.values(created).flatMap((one) => ("errors" in one ? one.errors : []));
@@ -145,27 +153,35 @@ async function* createRows(
 // The one profile that a row in doubt became. Square's filter does not look at case, and a
 // reference_id is no key there: two profiles with the same one leave the question open.
 async function findCreated(square: Square, row: Candidate): Promise<Customer | undefined> {
-  const exact = String(row.customer.reference_id);
+  const exact = toReference(row);
   const query = { filter: { reference_id: { exact } } };
   const { customers } = await square.searchCustomers({ limit: 100, query });
-  const found = customers.filter(
-    ({ id, reference_id }) => reference_id === exact && !row.namesakes.includes(id),
-  );
+  const found = customers.filter(({ reference_id }) => reference_id === exact);
   return found.length === 1 ? found[0] : undefined;
+}
+
+function toReference({ customer, key }: Candidate): string {
+  return String(customer.reference_id ?? key);
 }
 
 /** Writes down what became of the rows of one reply. */
 export function settleRows(db: SqlDatabase, answers: Answer[], now: string): Outcome[] {
   const customers: Value[][] = [];
   const outcomes = answers.map(({ row, created, wasFound }) => {
-    const { localId } = row;
+    const { localId, key } = row;
     if (created === undefined) return row.problem ?? toOutcome(localId, "later", "no answer");
     if ("customer" in created) {
       const id = String(created.customer.id);
+      // A pull can have met the profile before it could be told whose it is: that row is this one.
+      db.run(
+        `DELETE FROM customers WHERE id = ? AND idempotency_key IS NULL AND source IS NULL
+        AND EXISTS (SELECT 1 FROM customers WHERE idempotency_key = ? AND id IS NULL)`,
+        [id, key],
+      );
       const [other] = readRows(db, "SELECT local_id FROM customers WHERE id = ?", [id]);
       if (other && other.local_id !== localId)
-        return setAside(db, localId, "held", `it is customer ${id}, as is row ${other.local_id}`);
-      linkRow(db, localId, id);
+        return setAside(db, row, "held", `it is customer ${id}, as is row ${other.local_id}`);
+      linkRow(db, "idempotency_key", key, id);
       customers.push(toValues(created.customer));
       return { ...toOutcome(localId, wasFound ? "linked" : "created", null), id };
     }
@@ -181,12 +197,13 @@ export function settleRows(db: SqlDatabase, answers: Answer[], now: string): Out
     // Square knows the key with other content, so a profile was made before the row was edited. A new
     // key would make a second one: the row waits until the search shows the first.
     if (codes.includes("IDEMPOTENCY_KEY_REUSED"))
-      return setAside(db, localId, "held", `${reason}: it was sent before it was edited`);
-    // A row in doubt keeps its key: that this content was refused tells nothing of the first.
-    if (!row.inDoubt)
-      db.run("UPDATE customers SET idempotency_key = NULL WHERE local_id = ?", [localId]);
+      return setAside(db, row, "held", `${reason}: it was sent before it was edited`);
     const details = errors.map(({ detail }) => detail ?? "").join(" ");
-    return setAside(db, localId, "refused", reason, ` ${details}`.trimEnd());
+    const outcome = setAside(db, row, "refused", reason, ` ${details}`.trimEnd());
+    // A row in doubt keeps its key: that this attempt was refused tells nothing of another.
+    const sql = "UPDATE customers SET idempotency_key = NULL WHERE idempotency_key = ?";
+    if (!row.inDoubt) db.run(sql, [key]);
+    return outcome;
   });
   saveCustomers(db, customers, now);
   return outcomes;
@@ -200,12 +217,14 @@ export function toRehearsed({ localId, inDoubt, problem }: Candidate): Outcome {
 // Square's details can quote what a customer said: the row keeps them, but they are not printed.
 function setAside(
   db: SqlDatabase,
-  localId: number,
+  { localId, key }: { localId: number; key: string | null },
   outcome: Outcome["outcome"],
   reason: string,
   details = "",
 ): Outcome {
-  db.run("UPDATE customers SET push_error = ? WHERE local_id = ?", [reason + details, localId]);
+  // With its key: another program may have put another row under this local_id meanwhile.
+  const sql = "UPDATE customers SET push_error = ? WHERE local_id = ? AND idempotency_key IS ?";
+  db.run(sql, [reason + details, localId, key]);
   return toOutcome(localId, outcome, reason);
 }
 

@@ -185,7 +185,9 @@ test("--source, --created-since and --limit narrow what is sent", async (t) => {
     1,
   );
   assert.equal((await bench.json("push-new", ["--source", "none"])).selected, 0);
-  assert.equal((await bench.json("push-new", ["--created-since", "last"])).created, 3);
+  assert.equal((await bench.json("push-new", ["--created-since", "last"])).created, 4);
+  bench.sql("INSERT INTO customers (given_name, created_at) VALUES ('Old', '2020-01-01')");
+  assert.equal((await bench.json("push-new", ["--created-since", "last"])).selected, 0);
   assert.equal((await bench.json("push-new")).created, 1);
 });
 

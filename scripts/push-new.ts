@@ -18,7 +18,7 @@ import { countOption, PULL_OPTIONS, runScript } from "../lib/command.ts";
 import { readWatermark, recordRun } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
 import { type Outcome, prepareRows, pushRows, settleRows, toRehearsed } from "../lib/push.ts";
-import { toFixedAt, toWindow } from "../lib/window.ts";
+import { toFixedAt, toWatermark, toWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
 
@@ -97,7 +97,9 @@ await runScript(manual, async (run) => {
     started_at: new Date(startedAt).toISOString(),
     finished_at: new Date().toISOString(),
     since,
-    watermark: new Date(fixedAt).toISOString(),
+    // What --source or --limit left out is not done: --created-since last must not pass over it.
+    watermark:
+      source || limit ? watermark : toWatermark({ since, until: null }, watermark, fixedAt),
     ...counts,
     ...square.sent,
   };
