@@ -78,6 +78,8 @@ export async function* searchSlices(
       let ids = new Set<unknown>();
       let counted = 0;
       let short = 0;
+      // Counted afresh: a deletion can move somebody over the edge of a page that was read before.
+      if (isWhole) all.clear();
       for await (const page of searchPages(square, toFilter(field, window, slice))) {
         counted = Math.max(counted, page.count);
         if (isWhole) total = counted;
@@ -86,8 +88,6 @@ export async function* searchSlices(
         for (const { id } of page.customers) all.add(id) && ids.add(id);
         pages.push({ ...page, count: total, missing: 0 });
         wake();
-        // Who was counted can be deleted since, and all who are left be here already.
-        if (isWhole && reading > 1 && all.size >= counted) return 0;
         const left = counted - ids.size;
         const most = Math.min(Math.ceil(left / share), isWhole ? left : PARTS_OF_UNEVEN);
         const parts = left > 2 * share && page.cursor ? divide(page, slice, now, left, most) : [];
