@@ -124,6 +124,7 @@ async function* createRows(
   const created: Record<string, Created> = {};
   const customers = Object.fromEntries(rows.map(({ key, customer }) => [key, customer]));
   const { retries } = square.sent;
+  let refusal: RefusedError | undefined;
   try {
     if (!oneByOne) Object.assign(created, await square.bulkCreateCustomers(customers));
     else
@@ -133,6 +134,11 @@ async function* createRows(
     const isRefused = error instanceof RefusedError && error.exitCode === EXIT.failed;
     // A refusal that is not in Square's words is a proxy's, and tells nothing of the rows.
     if (!isRefused || error.errors.length === 0) throw error;
+    refusal = error;
+  }
+  // An attempt that got no answer may have created them, whatever the next one was told.
+  if (square.sent.retries > retries) for (const row of rows) row.inDoubt = true;
+  if (refusal !== undefined) {
     // One row can make Square refuse the whole call. Its halves show which one it is.
     const half = rows.length >> 1;
     if (half > 0) {
@@ -140,10 +146,7 @@ async function* createRows(
       yield* createRows(square, rows.slice(half), oneByOne);
       return;
     }
-    for (const { key } of rows) created[key] = { errors: error.errors };
-  } finally {
-    // An attempt without an answer may have created them, whatever the next one said.
-    if (square.sent.retries > retries) for (const row of rows) row.inDoubt = true;
+    for (const { key } of rows) created[key] = { errors: refusal.errors };
   }
   yield rows.map((row) => ({ row, created: created[row.key], wasFound: false }));
   const errors = Object.values(created).flatMap((one) => ("errors" in one ? one.errors : []));

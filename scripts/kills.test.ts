@@ -16,7 +16,7 @@ import { makeBench } from "../fixtures/testing.ts";
 const KILLS = 12;
 const SEED = 20_260_801;
 
-describe("Kills", { concurrency: true }, () => {
+describe("Kills", { concurrency: 2 }, () => {
   for (const script of ["pull-created", "push-new"] as const)
     it(`${script} survives ${KILLS} kills, and leaves one profile for every row`, async (t) => {
       const customers = script === "pull-created" ? inventCustomers(700) : [];
