@@ -1,20 +1,37 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import type { SquareClient } from "square";
+import type { serialization } from "square";
 import { EXIT, SyncError } from "./errors.ts";
 import { type Customer, isRecord } from "./mapping.ts";
 import { makePace } from "./pace.ts";
+
+/**
+ * Square's hosts and the version of its API that the kit was written for, in the words of the `square`
+ * package: a test holds them, and every request, to what that package sends. It is not loaded here. It
+ * takes most of a second to load, and takes half a reply for an empty last page, one surprising field
+ * for a reason to rename all others, one unknown country for a reason to send none of a hundred rows,
+ * and waits for ever for a body that stalls.
+ */
+export const HOSTS = {
+  production: "https://connect.squareup.com",
+  sandbox: "https://connect.squareupsandbox.com",
+};
+export const SQUARE_VERSION = "2026-09-16";
 
 const ATTEMPT_MS = 15_000; // a whole answer that takes longer will not come
 const BUDGET_MS = 60_000; // a request is given up after trying for so long
 const BACKOFF_MS = 500; // the first wait, give or take half; each further one is twice as long…
 const LONGEST_BACKOFF_MS = 16_000; // …up to this
 
-/** Which Square, and as whom. `offline` is any base URL of one's own. */
+/** Which Square, and as whom. */
 export interface Account {
   environment: "sandbox" | "production" | "offline";
   token: string;
-  baseUrl: string | undefined;
+  /** Without a slash at its end; for `offline` one's own. */
+  baseUrl: string;
 }
+
+/** The body of a SearchCustomers request, as it goes over the wire. */
+export type SearchRequest = serialization.SearchCustomersRequest.Raw;
 
 /** One page of a search. It may be short or empty; the last one has no cursor. */
 export type Page = { customers: Customer[]; cursor: string | undefined; count: number };
@@ -27,7 +44,7 @@ export type Created = { customer: Customer } | { errors: SquareProblem[] };
 
 /** The calls of the kit, and what they cost so far. */
 export interface Square {
-  searchCustomers(body: object): Promise<Page>;
+  searchCustomers(body: SearchRequest): Promise<Page>;
   /** @param customer with its `idempotency_key` */
   createCustomer(customer: Customer): Promise<Created>;
   /** @param customers 1 to 100 of them, by idempotency key */
@@ -66,23 +83,18 @@ export function toWords(status: number, errors: SquareProblem[]): string {
 }
 
 /**
- * Connects to Square. The SDK is loaded with the first request, since that alone takes most of a second.
- *
- * Requests go through the SDK's `fetch`, which knows hosts, token and API version. Its typed calls are
- * not used: they take half of a reply for an empty last page, rename a whole reply's fields when one
- * surprises them, refuse a batch for one unknown country, and wait for ever for a body that stalls.
+ * Makes the calls of the kit to one Square.
  * @param workers how many requests may be under way at a time
  * @param stop ends every request and every wait
  * @param say is told of each retry
  */
 export function connectSquare(
-  account: Account,
+  { environment, token, baseUrl }: Account,
   workers: number,
   stop: AbortSignal,
   say: (text: string) => void,
 ): Square {
   const pace = makePace(workers);
-  let connecting: Promise<SquareClient> | undefined;
   const square: Square = {
     sent: { requests: 0, retries: 0 },
     clock: undefined,
@@ -99,13 +111,16 @@ export function connectSquare(
       return toCreated(await send("/v2/customers", body, ({ customer }) => hasId(customer)));
     },
     async bulkCreateCustomers(customers) {
-      const of = (reply: Record<string, unknown>, key: string) =>
-        isRecord(reply.responses) ? reply.responses[key] : undefined;
-      const keys = Object.keys(customers);
-      const reply = await send("/v2/customers/bulk-create", { customers }, (reply) =>
-        keys.every((key) => isRecord(of(reply, key)) && isCreated(toCreated(of(reply, key)))),
-      );
-      return Object.fromEntries(keys.map((key) => [key, toCreated(of(reply, key))]));
+      const toAll = ({ responses }: Record<string, unknown>) =>
+        Object.keys(customers).map((key) => {
+          const created = toCreated(isRecord(responses) ? responses[key] : undefined);
+          return [key, created] as const;
+        });
+      // An entry without an answer of its own says nothing of what became of it.
+      const isWhole = (reply: Record<string, unknown>) =>
+        toAll(reply).every(([, created]) => "customer" in created || created.errors.length > 0);
+      const reply = await send("/v2/customers/bulk-create", { customers }, isWhole);
+      return Object.fromEntries(toAll(reply));
     },
   };
 
@@ -116,21 +131,15 @@ export function connectSquare(
     body: object,
     isWhole: (reply: Record<string, unknown>) => boolean,
   ): Promise<Record<string, unknown>> {
-    connecting ??= connect(account);
-    const client = await connecting;
     let firstAt = 0;
     for (let attempt = 1; ; attempt++) {
       await pace.turn(stop);
       firstAt ||= Date.now();
       square.sent.requests++;
       if (attempt > 1) square.sent.retries++;
-      let reply: Awaited<ReturnType<typeof sendOnce>> | undefined;
-      try {
-        reply = await sendOnce(client, path, body);
-      } finally {
-        pace.over(reply?.status === 200);
-      }
+      const reply = await sendOnce(path, body);
       const { status, json, errors } = reply;
+      pace.over(status === 200);
       const isLimited = status === 429 || has(errors, "RATE_LIMIT_ERROR");
       const passes =
         isLimited || status === 408 || status >= 500 || status === 0 || has(errors, "API_ERROR");
@@ -140,10 +149,10 @@ export function connectSquare(
       const why = passes && status > 0 ? toWords(status, errors) : "no whole answer";
       const backoff = Math.min(BACKOFF_MS * 2 ** (attempt - 1), LONGEST_BACKOFF_MS);
       // "Retry-After: 0" is no leave to hammer.
-      const waitMs = Math.max(reply.retryAfterMs ?? 0, backoff * (0.5 + Math.random()));
+      const waitMs = Math.max(reply.retryAfterMs, backoff * (0.5 + Math.random()));
       if (Date.now() - firstAt + waitMs > BUDGET_MS)
         throw new SyncError(
-          `Cannot reach Square (${account.environment}): ${why}, ${attempt} times`,
+          `Cannot reach Square (${environment}): ${why}, ${attempt} times`,
           EXIT.later,
           "run it again later; check the network and https://www.issquareup.com",
           reply.cause,
@@ -156,34 +165,41 @@ export function connectSquare(
   }
 
   /** One request; status 0 when there was no answer, or it did not come whole in time. */
-  async function sendOnce(client: SquareClient, path: string, body: object) {
+  async function sendOnce(path: string, body: object) {
     const attempt = new AbortController();
     const abort = () => attempt.abort();
     const timer = setTimeout(abort, ATTEMPT_MS);
     stop.addEventListener("abort", abort);
-    const headers = { "Content-Type": "application/json" };
-    const request = { method: "POST", headers, body: JSON.stringify(body) };
     try {
-      const options = { abortSignal: attempt.signal, maxRetries: 0 };
-      const response = await client.fetch(path, request, options);
+      const response = await fetch(baseUrl + path, {
+        method: "POST",
+        headers: {
+          Authorization: `Bearer ${token}`,
+          "Content-Type": "application/json",
+          "Square-Version": SQUARE_VERSION,
+        },
+        body: JSON.stringify(body),
+        redirect: "error", // it would take customers to a host that nobody named
+        signal: attempt.signal,
+      });
       const json = toJson(await response.text());
-      const date = Date.parse(response.headers.get("date") ?? "");
-      if (date) square.clock ??= { square: date, local: Date.now() };
+      const date = Date.parse(response.headers.get("date") ?? "") || Date.now();
+      if (response.headers.has("date")) square.clock ??= { square: date, local: Date.now() };
       const errors =
         isRecord(json) && Array.isArray(json.errors) ? json.errors.filter(isRecord) : [];
-      const retryAfterMs = toWaitMs(response.headers.get("retry-after"), date || Date.now());
+      const retryAfterMs = toWaitMs(response.headers.get("retry-after") ?? "", date);
       return { status: response.status, json, errors, retryAfterMs, cause: undefined };
     } catch (cause) {
       stop.throwIfAborted();
       // Deno may not go to that host, and may not the next time either.
       if (cause instanceof Error && cause.name === "NotCapable")
         throw new SyncError(
-          `Cannot reach Square (${account.environment}): Deno has no permission for its host`,
+          `Cannot reach Square (${environment}): Deno has no permission for its host`,
           EXIT.usage,
           "--allow-net with the host that --verbose names",
           cause,
         );
-      return { status: 0, json: undefined, errors: [], retryAfterMs: undefined, cause };
+      return { status: 0, json: undefined, errors: [], retryAfterMs: 0, cause };
     } finally {
       clearTimeout(timer);
       stop.removeEventListener("abort", abort);
@@ -193,26 +209,10 @@ export function connectSquare(
   return square;
 }
 
-async function connect({ environment, token, baseUrl }: Account): Promise<SquareClient> {
-  const { SquareClient, SquareEnvironment } = await import("square");
-  const { Production, Sandbox } = SquareEnvironment;
-  return new SquareClient({
-    token,
-    // The SDK's default is production; ours never is.
-    baseUrl: baseUrl ?? (environment === "production" ? Production : Sandbox),
-    // A redirect would take customers to a host that nobody named.
-    fetch: (url, init) => fetch(url, { ...init, redirect: "error" }),
-  });
-}
-
 function toCreated(reply: unknown): Created {
   if (isRecord(reply) && hasId(reply.customer)) return { customer: reply.customer };
   const errors = isRecord(reply) && Array.isArray(reply.errors) ? reply.errors : [];
   return { errors: errors.filter(isRecord) };
-}
-
-function isCreated(created: Created): boolean {
-  return "customer" in created || created.errors.length > 0;
 }
 
 function hasId(customer: unknown): customer is Customer {
@@ -228,10 +228,7 @@ function toJson(text: string): unknown {
 }
 
 // A number of seconds, or a date by Square's own clock.
-function toWaitMs(retryAfter: string | null, now: number): number | undefined {
-  if (!retryAfter?.trim()) return undefined;
+function toWaitMs(retryAfter: string, now: number): number {
   const waitMs = Number(retryAfter) * 1e3;
-  const untilMs = Math.max(Date.parse(retryAfter) - now, 0);
-  if (waitMs >= 0) return waitMs;
-  return Number.isNaN(untilMs) ? undefined : untilMs;
+  return Math.max(Number.isNaN(waitMs) ? Date.parse(retryAfter) - now : waitMs, 0) || 0;
 }

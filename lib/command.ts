@@ -1,7 +1,8 @@
 import { readFileSync } from "node:fs";
+import { Presets, SingleBar } from "cli-progress";
 import { parse } from "dotenv";
 import yargs, { type InferredOptionTypes, type Options } from "yargs";
-import { type Account, connectSquare, type Square } from "./client.ts";
+import { type Account, connectSquare, HOSTS, type Square } from "./client.ts";
 import { type Check, checkReady, type Database, openDatabase } from "./database.ts";
 import { codeOf, EXIT, type ExitCode, SyncError, toPrintable } from "./errors.ts";
 import { toInstant } from "./window.ts";
@@ -74,7 +75,7 @@ export type Summary = { text: string; json: Record<string, unknown>; exitCode?: 
  * on stderr; and the exit code that says which.
  */
 export async function runScript<const O extends AllOptions>(
-  manual: Manual<O>,
+  { name, options: own, needsSquare, ...manual }: Manual<O>,
   main: (run: Run<O>) => Promise<Summary>,
 ): Promise<void> {
   const stop = new AbortController();
@@ -85,7 +86,7 @@ export async function runScript<const O extends AllOptions>(
   let isVerbose = false;
   let token = "";
   let database: Database | undefined;
-  let bar: ReturnType<typeof makeBar> | undefined;
+  const bar = new SingleBar({ format: BAR, clearOnComplete: true }, Presets.shades_classic);
   // What is printed holds no token, and nothing that a terminal would obey.
   const toSafe = (text: string) => {
     const safe = token === "" ? text : text.replaceAll(token, "(the token)");
@@ -93,17 +94,18 @@ export async function runScript<const O extends AllOptions>(
   };
   const say = (text: string) => process.stderr.write(toSafe(text));
   process.stdout.once("error", ({ message }) => {
-    say(`${manual.name}: Cannot print the result: ${message}`);
+    say(`${name}: Cannot print the result: ${message}`);
     process.exitCode = EXIT.failed;
   });
   try {
-    const options = await readOptions(manual);
+    const options = await readOptions({ ...own, ...COMMON }, { name, ...manual });
     if (options === undefined) return;
-    isVerbose = options.verbose;
-    const { databasePath, account } = readConfiguration(options.db, manual.needsSquare);
+    const { db, json, quiet, verbose } = options;
+    isVerbose = verbose;
+    const { databasePath, account } = readConfiguration(db, needsSquare);
     const { environment } = account;
     token = account.token;
-    bar = makeBar(!options.quiet && process.stderr.isTTY);
+    const startedAt = Date.now();
     const summary = await main({
       options,
       environment,
@@ -114,19 +116,26 @@ export async function runScript<const O extends AllOptions>(
       },
       connectSquare: (workers) =>
         connectSquare(account, workers, stop.signal, (text) => isVerbose && say(text)),
-      warn: (text) => !options.quiet && say(`${manual.name}: ${text}`),
-      progress: bar.move,
+      warn: (text) => !quiet && say(`${name}: ${text}`),
+      progress(done, total) {
+        const seconds = (Date.now() - startedAt) / 1e3;
+        if (quiet || !process.stderr.isTTY || seconds * 1e3 < BAR_AFTER_MS) return;
+        const rate = { rate: Math.round(done / seconds) };
+        if (!bar.isActive) bar.start(total, done, rate);
+        bar.setTotal(Math.max(total, done));
+        bar.update(done, rate);
+      },
     });
     bar.stop();
-    const result = options.json ? JSON.stringify(summary.json) : summary.text;
-    if (options.json || !options.quiet) process.stdout.write(toSafe(result));
+    const result = json ? JSON.stringify(summary.json) : summary.text;
+    if (json || !quiet) process.stdout.write(toSafe(result));
     process.exitCode = summary.exitCode ?? EXIT.done;
   } catch (thrown) {
-    bar?.stop();
+    bar.stop();
     const error: unknown = stop.signal.aborted ? stop.signal.reason : thrown;
     const isOurs = error instanceof SyncError;
     const message = error instanceof Error ? error.message : String(error);
-    say(`${manual.name}: ${isOurs ? message : `Cannot go on: ${message}`}`);
+    say(`${name}: ${isOurs ? message : `Cannot go on: ${message}`}`);
     if (isOurs && error.next) say(`Try: ${error.next}`);
     for (let one = error; isVerbose && one instanceof Error; one = one.cause) say(`${one.stack}`);
     process.exitCode = isOurs ? error.exitCode : EXIT.failed;
@@ -137,38 +146,37 @@ export async function runScript<const O extends AllOptions>(
 }
 
 /** @returns the options; undefined when help or the version was asked for, and is printed */
-async function readOptions<const O extends AllOptions>(
-  manual: Manual<O>,
-): Promise<InferredOptionTypes<O & typeof COMMON> | undefined> {
+async function readOptions<O extends AllOptions>(
+  all: O,
+  { name, purpose, examples, exitCodes }: Omit<Manual<O>, "options" | "needsSquare">,
+): Promise<InferredOptionTypes<O> | undefined> {
   let printed = "";
-  let problem: Error | undefined;
-  const parser = yargs()
-    .scriptName(manual.name)
-    .usage(`${manual.name} ${manual.purpose}`)
-    .options({ ...manual.options, ...COMMON })
-    .example(manual.examples.map(([command, what]) => [command, what]))
-    .epilogue(`Exit codes: ${manual.exitCodes}`)
+  let problem: unknown;
+  const options = await yargs()
+    .scriptName(name)
+    .usage(`${name} ${purpose}`)
+    .options(all)
+    .example(examples.map(([command, what]) => [command, what]))
+    .epilogue(`Exit codes: ${exitCodes}`)
     .version(VERSION)
     .strict()
     .demandCommand(0, 0)
     .parserConfiguration({ "duplicate-arguments-array": false })
     .detectLocale(false)
     .exitProcess(false)
-    .wrap(80);
-  const options = await parser.parseAsync(process.argv.slice(2), {}, (error, _, output) => {
-    if (error) problem = error;
-    printed = output;
-  });
-  if (problem !== undefined) {
+    .wrap(80)
+    .parseAsync(process.argv.slice(2), {}, (error, _, output) => {
+      problem = error;
+      printed = output;
+    });
+  if (problem instanceof Error) {
     // yargs hands on what a check of ours said under another class.
-    const said = (problem as Error).message;
+    const said = problem.message;
     const message = said.startsWith("Cannot") ? said : `Cannot use these options: ${said}`;
-    throw new SyncError(message, EXIT.usage, `${manual.name} --help`);
+    throw new SyncError(message, EXIT.usage, `${name} --help`);
   }
   if (printed !== "") process.stdout.write(`${printed}\n`);
-  return printed === ""
-    ? (options as unknown as InferredOptionTypes<O & typeof COMMON>)
-    : undefined;
+  return printed === "" ? (options as unknown as InferredOptionTypes<O>) : undefined;
 }
 
 /** Reads the environment, then `.env`. @throws SyncError (usage) with all that is wrong, at once */
@@ -181,16 +189,17 @@ function readConfiguration(
   const token = read("SQUARE_ACCESS_TOKEN").trim();
   const named = read("SQUARE_ENVIRONMENT") || "sandbox";
   const baseUrl = read("SQUARE_BASE_URL");
-  const environment = baseUrl === "" && named === "production" ? "production" : "sandbox";
-  const wrong: string[] = [];
-  if (needsSquare && token === "")
-    wrong.push("SQUARE_ACCESS_TOKEN is not set (no account yet? npm run demo needs none)");
-  if (needsSquare && !/^[\x21-\x7e]*$/.test(token))
-    wrong.push("SQUARE_ACCESS_TOKEN holds a character that no token has");
-  if (needsSquare && named !== "sandbox" && named !== "production")
-    wrong.push(`SQUARE_ENVIRONMENT is ${JSON.stringify(named)}, not sandbox or production`);
-  if (needsSquare && baseUrl !== "" && !isSafeUrl(baseUrl))
-    wrong.push("SQUARE_BASE_URL is no https address (plain http: for this computer only)");
+  const isKnown = named === "sandbox" || named === "production";
+  const problems = {
+    "SQUARE_ACCESS_TOKEN is not set (no account yet? npm run demo needs none)": token === "",
+    "SQUARE_ACCESS_TOKEN holds a character that no token has": !/^[\x21-\x7e]*$/.test(token),
+    [`SQUARE_ENVIRONMENT is ${JSON.stringify(named)}, not sandbox or production`]: !isKnown,
+    "SQUARE_BASE_URL is no https address (plain http: for this computer only)":
+      baseUrl !== "" && !isSafeUrl(baseUrl),
+  };
+  const wrong = Object.entries(problems).flatMap(([what, isSo]) =>
+    isSo && needsSquare ? what : [],
+  );
   if (db === "") wrong.push("--db is empty");
   if (wrong.length > 0)
     throw new SyncError(
@@ -198,11 +207,13 @@ function readConfiguration(
       EXIT.usage,
       "cp .env.example .env, and fill it in",
     );
+  // Production must be named: it is nobody's default.
+  const environment = named === "production" ? "production" : "sandbox";
   return {
     databasePath: db ?? (read("DATABASE_PATH") || "database.db"),
     account: baseUrl
-      ? { environment: "offline", token, baseUrl }
-      : { environment, token, baseUrl: undefined },
+      ? { environment: "offline", token, baseUrl: baseUrl.replace(/\/+$/, "") }
+      : { environment, token, baseUrl: HOSTS[environment] },
   };
 }
 
@@ -235,27 +246,4 @@ export function countOption(option: string, most: number, describe: string) {
     throw new Error(`Cannot use ${option}: it takes a whole number from 1 to ${most}`);
   };
   return { type: "number", requiresArg: true, describe, coerce } as const;
-}
-
-function makeBar(isWanted: boolean) {
-  const startedAt = Date.now();
-  let bar: import("cli-progress").SingleBar | undefined;
-  let isOver = !isWanted;
-  return {
-    async move(done: number, total: number): Promise<void> {
-      const seconds = (Date.now() - startedAt) / 1e3;
-      if (isOver || seconds * 1e3 < BAR_AFTER_MS) return;
-      const { Presets, SingleBar } = (await import("cli-progress")).default;
-      if (isOver) return;
-      const rate = Math.round(done / seconds);
-      bar ??= new SingleBar({ format: BAR, clearOnComplete: true }, Presets.shades_classic);
-      if (!bar.isActive) bar.start(total, done, { rate });
-      bar.setTotal(Math.max(total, done));
-      bar.update(done, { rate });
-    },
-    stop(): void {
-      isOver = true;
-      bar?.stop();
-    },
-  };
 }

@@ -1,4 +1,4 @@
-import { type Page, RefusedError, type Square } from "./client.ts";
+import { type Page, RefusedError, type SearchRequest, type Square } from "./client.ts";
 import { EXIT, SyncError } from "./errors.ts";
 import { type Customer, toTime } from "./mapping.ts";
 import type { Window } from "./window.ts";
@@ -23,9 +23,9 @@ export type SlicePage = Page & { missing: number };
  * @throws SyncError when the search fails, or a cursor comes again
  */
 export async function* searchPages(square: Square, filter: object): AsyncGenerator<Page> {
-  const query = { filter, sort: { field: "CREATED_AT", order: "ASC" } };
+  const sort = { field: "CREATED_AT", order: "ASC" } as const;
   // A cursor is bound to its query: the rest of the body stays the same to the letter.
-  const body = { limit: PAGE_SIZE, count: true, query };
+  const body: SearchRequest = { limit: PAGE_SIZE, count: true, query: { filter, sort } };
   const cursors = new Set<string>();
   let cursor: string | undefined;
   for (let restarts = 0; ; ) {
