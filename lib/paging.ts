@@ -8,7 +8,6 @@ const RESTARTS = 3; // a cursor lives for minutes: one that dies so often will n
 const READINGS = 3; // of a window in which fewer customers come than Square counted
 const SMALL_SLICE = 500; // customers; smaller ones cost more requests than they save
 const SLICES_PER_WORKER = 4; // so that none is left alone with a long last slice
-const PARTS_OF_UNEVEN = 4; // when a slice turns out large: most of its parts will be empty
 const DENSE_MARGIN = 1.5; // a page is a small sample
 const OVERLAP_MS = 1_000; // Square does not say whether the ends of a time range are in it
 
@@ -65,59 +64,63 @@ export async function* searchSlices(
   workers: number,
   now: number,
 ): AsyncGenerator<SlicePage> {
-  const pages: SlicePage[] = [];
-  const all = new Set<unknown>();
   let total = 0;
-  let share = Number.POSITIVE_INFINITY;
-  let isDone = false;
-  let wake = () => {};
+  let missing = 0;
 
-  /** @returns how many customers Square counted but never sent */
-  async function readSlice(slice: Window, isWhole: boolean): Promise<number> {
+  // A large slice goes on as parts of it. What comes through them is counted here too: else a customer
+  // who fell between two parts would not be missed.
+  async function* readSlice(slice: Window, isWhole: boolean): AsyncGenerator<SlicePage> {
     for (let reading = 1; ; reading++) {
-      let ids = new Set<unknown>();
+      const missingBefore = missing;
+      const ids = new Set<unknown>();
       let counted = 0;
-      let short = 0;
-      // Counted afresh: a deletion can move somebody over the edge of a page that was read before.
-      if (isWhole) all.clear();
+      const take = (page: Page) => {
+        for (const { id } of page.customers) ids.add(id);
+        return { ...page, count: total, missing: 0 };
+      };
       for await (const page of searchPages(square, toFilter(field, window, slice))) {
         counted = Math.max(counted, page.count);
         if (isWhole) total = counted;
-        if (isWhole && workers > 1)
-          share = Math.max(SMALL_SLICE, total / (workers * SLICES_PER_WORKER));
-        for (const { id } of page.customers) all.add(id) && ids.add(id);
-        pages.push({ ...page, count: total, missing: 0 });
-        wake();
+        yield take(page);
+        const share = Math.max(SMALL_SLICE, total / (workers * SLICES_PER_WORKER));
         const left = counted - ids.size;
-        const most = Math.min(Math.ceil(left / share), isWhole ? left : PARTS_OF_UNEVEN);
-        const parts = left > 2 * share && page.cursor ? divide(page, slice, now, left, most) : [];
+        const isLarge = workers > 1 && page.cursor !== undefined && left > 2 * share;
+        const parts = isLarge ? divide(page, slice, now, left, Math.ceil(left / share)) : [];
         if (parts.length === 0) continue;
-        const shortages = await Promise.all(parts.map((part) => readSlice(part, false)));
-        for (const missing of shortages) short += missing;
-        // The parts were held to their own counts. Only the whole shows if one fell between them.
-        ids = all;
+        const readers = parts.map((part) => readSlice(part, false));
+        for await (const page of sideBySide(readers)) yield take(page);
         break;
       }
-      const missing = Math.max(counted - ids.size, short);
-      if (missing <= 0 || short > 0 || reading === READINGS) return missing;
+      // Counted afresh each time: a deletion can move somebody over the edge of a page. And not again
+      // by the whole what a part has read again to no avail.
+      const left = counted - ids.size;
+      if (left <= 0 || missing > missingBefore) return;
+      if (reading < READINGS) continue;
+      missing += left;
+      return;
     }
   }
 
-  const whole = field === "created_at" ? window : { since: null, until: null };
-  const reading = readSlice(whole, true).finally(() => {
-    isDone = true;
-    wake();
-  });
-  reading.catch(() => {}); // thrown below, behind the pages that came before it
-  while (!isDone || pages.length > 0) {
-    yield* pages.splice(0);
-    if (!isDone && pages.length === 0)
-      await new Promise<void>((resolve) => {
-        wake = resolve;
-      });
-  }
-  const missing = await reading;
+  yield* readSlice(field === "created_at" ? window : { since: null, until: null }, true);
   if (missing > 0) yield { customers: [], cursor: undefined, count: total, missing };
+}
+
+/** Yields from several generators side by side, from whichever has something first. */
+async function* sideBySide<T>(sources: AsyncGenerator<T>[]): AsyncGenerator<T> {
+  const read = (source: AsyncGenerator<T>) => {
+    const next = source.next().then((result) => ({ source, result }));
+    next.catch(() => {}); // thrown below, unless another one failed before
+    return next;
+  };
+  const coming = new Map(sources.map((source) => [source, read(source)]));
+  while (coming.size > 0) {
+    const { source, result } = await Promise.race(coming.values());
+    if (result.done) coming.delete(source);
+    else {
+      coming.set(source, read(source));
+      yield result.value;
+    }
+  }
 }
 
 /** Divides what follows a page of a slice into parts of equal time that overlap a little. */
@@ -127,17 +130,16 @@ function divide(page: Page, slice: Window, now: number, left: number, most: numb
   // In an import customers are so dense that later parts would be empty: the parts are for the time in
   // which the rest would come at that density, and one is for what follows.
   const dense = (DENSE_MARGIN * (start - first) * left) / page.customers.length;
-  const step = Math.max(Math.min(dense, end - start) / most, 2 * OVERLAP_MS);
-  const cuts: number[] = [];
-  for (let cut = start + step; cut < end - OVERLAP_MS; cut += step)
-    if (cuts.push(cut) >= Math.min(most, dense / step)) break;
-  return cuts.length === 0
-    ? []
-    : [start - 1, ...cuts].map((from, place) => {
-        const to = cuts[place];
-        const until = to === undefined ? slice.until : new Date(to + OVERLAP_MS).toISOString();
-        return { since: new Date(from).toISOString(), until };
-      });
+  const reach = Math.min(dense, end - start);
+  const step = Math.max(reach / most, 2 * OVERLAP_MS);
+  const cuts = Array.from({ length: Math.max(1, reach / step) }, (_, n) => start + (n + 1) * step);
+  const inside = cuts.filter((cut) => cut < end - OVERLAP_MS);
+  if (inside.length === 0) return [];
+  return [start - 1, ...inside].map((from, n) => {
+    const to = inside[n];
+    const until = to === undefined ? slice.until : new Date(to + OVERLAP_MS).toISOString();
+    return { since: new Date(from).toISOString(), until };
+  });
 }
 
 function toMs(customer: Customer | undefined): number {

@@ -35,7 +35,7 @@ const manual = {
     [`${SCRIPT} --since all`, "read everything again"],
   ],
   exitCodes:
-    "0 done, 1 failed, 2 wrong usage, 4 token refused, 75 try again\nlater, 130/143 stopped",
+    "0 done, 1 failed, 2 wrong usage, 4 token refused, 75 try again later, 130/143 stopped",
   needsSquare: true,
 } as const;
 

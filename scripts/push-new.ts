@@ -49,7 +49,7 @@ const manual = {
     [`${SCRIPT} --source web-shop --limit 10`, "try it with a few rows"],
   ],
   exitCodes:
-    "0 done, 1 failed, 2 wrong usage, 3 rows refused or held, 4 token refused,\n75 try again later, 130/143 stopped",
+    "0 done, 1 failed, 2 wrong usage, 3 rows refused or held, 4 token refused, 75 try again later, 130/143 stopped",
   needsSquare: true,
 } as const;
 

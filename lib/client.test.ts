@@ -1,0 +1,120 @@
+import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import { json } from "node:stream/consumers";
+import { test } from "node:test";
+import { SquareClient, SquareEnvironment, serialization } from "square";
+import { connectSquare, HOSTS, type Square } from "./client.ts";
+import { FIELDS, toCustomer } from "./mapping.ts";
+
+const ROW = {
+  given_name: "Ada",
+  family_name: "Lovelace",
+  company_name: "Engines Ltd",
+  nickname: "A",
+  email_address: "ada@example.com",
+  phone_number: "+12125550123",
+  birthday: "1815-12-10",
+  note: "a note",
+  reference_id: "shop-1",
+  tax_ids_eu_vat: "IE3426675K",
+  address_line_1: "1 Long Row",
+  address_line_2: "2",
+  address_line_3: "3",
+  locality: "London",
+  sublocality: "Soho",
+  administrative_district_level_1: "Greater London",
+  postal_code: "SW1A 1AA",
+  country: "GB",
+};
+
+/** What both clients send for the same calls, as a server sees it. */
+async function recordBoth(
+  ours: (square: Square) => Promise<unknown>,
+  theirs: (client: SquareClient) => Promise<unknown>,
+) {
+  const asked: object[] = [];
+  const server = createServer(async (request, response) => {
+    const { authorization, "content-type": type, "square-version": version } = request.headers;
+    const { method, url } = request;
+    asked.push({ method, url, authorization, type, version, body: await json(request) });
+    const customer = { id: "A" };
+    response.end(JSON.stringify({ customer, responses: { "key-1": { customer } } }));
+  }).listen(0, "127.0.0.1");
+  await new Promise((resolve) => server.once("listening", resolve));
+  const address = server.address();
+  const baseUrl = `http://127.0.0.1:${typeof address === "object" ? address?.port : ""}`;
+  const stop = new AbortController();
+  try {
+    const account = { environment: "offline", token: "a-token", baseUrl } as const;
+    await ours(connectSquare(account, 1, stop.signal, () => {}));
+    await theirs(new SquareClient({ token: "a-token", baseUrl }));
+  } finally {
+    server.close();
+    server.closeAllConnections();
+  }
+  return asked;
+}
+
+test("the hosts are those of the square package", () => {
+  const { Production, Sandbox } = SquareEnvironment;
+  assert.deepEqual(HOSTS, { production: Production, sandbox: Sandbox });
+});
+
+test("each field is one that the square package knows, and each that is sent one that it sends", () => {
+  const { Customer, BulkCreateCustomerData, Address, CustomerTaxIds, CustomerPreferences } =
+    serialization;
+  const parents = { address: Address, tax_ids: CustomerTaxIds, preferences: CustomerPreferences };
+  const known = (schema: typeof Customer | typeof Address) =>
+    schema._getRawProperties() as string[];
+  for (const { column, square = column, under, sent } of FIELDS) {
+    const [, parent] = Object.entries(parents).find(([name]) => name === under) ?? [];
+    assert.ok(known(Customer).includes(under ?? square), column);
+    if (parent) assert.ok((parent._getRawProperties() as string[]).includes(square), column);
+    if (sent)
+      assert.ok((BulkCreateCustomerData._getRawProperties() as string[]).includes(under ?? square));
+  }
+});
+
+test("a search goes over the wire as the square package sends it, API version and token included", async () => {
+  const start = "2026-08-01T00:00:00.000Z";
+  const [our, their] = await recordBoth(
+    (square) =>
+      square.searchCustomers({
+        limit: 100,
+        count: true,
+        query: {
+          filter: { created_at: { start_at: start }, reference_id: { exact: "shop-1" } },
+          sort: { field: "CREATED_AT", order: "ASC" },
+        },
+        cursor: "c",
+      }),
+    (client) =>
+      client.customers.search({
+        limit: 100n,
+        count: true,
+        query: {
+          filter: { createdAt: { startAt: start }, referenceId: { exact: "shop-1" } },
+          sort: { field: "CREATED_AT", order: "ASC" },
+        },
+        cursor: "c",
+      }),
+  );
+  assert.deepEqual(our, their);
+});
+
+test("a row goes over the wire as the square package sends it, alone and in bulk", async () => {
+  const { customer, problems } = toCustomer(ROW);
+  assert.deepEqual(problems, []);
+  const data = serialization.BulkCreateCustomerData.parse(customer);
+  assert.ok(data.ok);
+  const [our, theirs] = await recordBoth(
+    (square) => square.bulkCreateCustomers({ "key-1": customer }),
+    (client) => client.customers.batchCreate({ customers: { "key-1": data.value } }),
+  );
+  assert.deepEqual(our, theirs);
+  const [one, their] = await recordBoth(
+    (square) => square.createCustomer({ ...customer, idempotency_key: "key-1" }),
+    (client) => client.customers.create({ ...data.value, idempotencyKey: "key-1" } as object),
+  );
+  assert.deepEqual(one, their);
+});
