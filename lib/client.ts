@@ -42,17 +42,8 @@ export type SquareProblem = Record<string, unknown>;
 /** What came of one row of a create. */
 export type Created = { customer: Customer } | { errors: SquareProblem[] };
 
-/** The calls of the kit, and what they cost so far. */
-export interface Square {
-  searchCustomers(body: SearchRequest): Promise<Page>;
-  /** @param customer with its `idempotency_key` */
-  createCustomer(customer: Customer): Promise<Created>;
-  /** @param customers 1 to 100 of them, by idempotency key */
-  bulkCreateCustomers(customers: Record<string, Customer>): Promise<Record<string, Created>>;
-  sent: { requests: number; retries: number };
-  /** Square's clock at its first answer and ours at that moment, in milliseconds since 1970. */
-  clock: { square: number; local: number } | undefined;
-}
+/** The calls of the kit, what they cost so far, and Square's clock. */
+export type Square = ReturnType<typeof connectSquare>;
 
 /** Square understood the request and refused it; trying again would not help. */
 export class RefusedError extends SyncError {
@@ -93,12 +84,13 @@ export function connectSquare(
   workers: number,
   stop: AbortSignal,
   say: (text: string) => void,
-): Square {
+) {
   const pace = makePace(workers);
-  const square: Square = {
+  const square = {
     sent: { requests: 0, retries: 0 },
-    clock: undefined,
-    async searchCustomers(body) {
+    /** Square's clock at its first answer and ours at that moment, in milliseconds since 1970. */
+    clock: undefined as { square: number; local: number } | undefined,
+    async searchCustomers(body: SearchRequest): Promise<Page> {
       const isWhole = ({ customers = [] }) => Array.isArray(customers) && customers.every(hasId);
       const { customers, cursor, count } = await send("/v2/customers/search", body, isWhole);
       return {
@@ -107,10 +99,12 @@ export function connectSquare(
         count: Number(count) || 0,
       };
     },
-    async createCustomer(body) {
-      return toCreated(await send("/v2/customers", body, ({ customer }) => hasId(customer)));
+    /** @param customer with its `idempotency_key` */
+    async createCustomer(customer: Customer): Promise<Created> {
+      return toCreated(await send("/v2/customers", customer, ({ customer }) => hasId(customer)));
     },
-    async bulkCreateCustomers(customers) {
+    /** @param customers 1 to 100 of them, by idempotency key */
+    async bulkCreateCustomers(customers: Record<string, Customer>) {
       const toAll = ({ responses }: Record<string, unknown>) =>
         Object.keys(customers).map((key) => {
           const created = toCreated(isRecord(responses) ? responses[key] : undefined);

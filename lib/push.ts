@@ -1,5 +1,12 @@
 import type { Database as SqlDatabase } from "sql.js";
-import { type Created, has, RefusedError, type Square, toWords } from "./client.ts";
+import {
+  type Created,
+  has,
+  RefusedError,
+  type Square,
+  type SquareProblem,
+  toWords,
+} from "./client.ts";
 import {
   linkRow,
   markEnvironment,
@@ -32,8 +39,8 @@ export interface Outcome {
   reason: string | null;
 }
 
-/** What came of a row that was to be sent; nothing when it was not. */
-export type Answer = { row: Candidate; created: Created | undefined; wasFound: boolean };
+/** What came of a row: what Square answered, or why it was not sent. */
+export type Answer = { row: Candidate; created: Created | Outcome; wasFound: boolean };
 
 /** Which of the rows that Square lacks are meant. Each word narrows. */
 export interface Selection {
@@ -107,8 +114,8 @@ export async function* pushRows(
     const unsent: Candidate[] = [];
     for (const row of rows.slice(at, at + batchSize)) {
       const found = row.inDoubt && row.isNamed ? await findCreated(square, row) : undefined;
-      const created = found && { customer: found };
-      if (found || row.problem) settled.push({ row, created, wasFound: true });
+      const created = found ? { customer: found } : row.problem;
+      if (created) settled.push({ row, created, wasFound: true });
       else unsent.push(row);
     }
     if (settled.length > 0) yield settled;
@@ -124,31 +131,28 @@ async function* createRows(
   const created: Record<string, Created> = {};
   const customers = Object.fromEntries(rows.map(({ key, customer }) => [key, customer]));
   const { retries } = square.sent;
-  let refusal: RefusedError | undefined;
+  let refusals: SquareProblem[] = [];
   try {
     if (!oneByOne) Object.assign(created, await square.bulkCreateCustomers(customers));
     else
       for (const [key, customer] of Object.entries(customers))
         created[key] = await square.createCustomer({ ...customer, idempotency_key: key });
   } catch (error) {
-    const isRefused = error instanceof RefusedError && error.exitCode === EXIT.failed;
+    if (error instanceof RefusedError && error.exitCode === EXIT.failed) refusals = error.errors;
     // A refusal that is not in Square's words is a proxy's, and tells nothing of the rows.
-    if (!isRefused || error.errors.length === 0) throw error;
-    refusal = error;
+    if (refusals.length === 0) throw error;
   }
   // An attempt that got no answer may have created them, whatever the next one was told.
   if (square.sent.retries > retries) for (const row of rows) row.inDoubt = true;
-  if (refusal !== undefined) {
+  const half = rows.length >> 1;
+  if (refusals.length > 0 && half > 0) {
     // One row can make Square refuse the whole call. Its halves show which one it is.
-    const half = rows.length >> 1;
-    if (half > 0) {
-      yield* createRows(square, rows.slice(0, half), oneByOne);
-      yield* createRows(square, rows.slice(half), oneByOne);
-      return;
-    }
-    for (const { key } of rows) created[key] = { errors: refusal.errors };
+    yield* createRows(square, rows.slice(0, half), oneByOne);
+    yield* createRows(square, rows.slice(half), oneByOne);
+    return;
   }
-  yield rows.map((row) => ({ row, created: created[row.key], wasFound: false }));
+  const toAnswer = (row: Candidate) => created[row.key] ?? { errors: refusals };
+  yield rows.map((row) => ({ row, created: toAnswer(row), wasFound: false }));
   const errors = Object.values(created).flatMap((one) => ("errors" in one ? one.errors : []));
   if (has(errors, "AUTHENTICATION_ERROR")) throw new RefusedError(401, errors);
 }
@@ -172,7 +176,7 @@ export function settleRows(db: SqlDatabase, answers: Answer[], now: string): Out
   const customers: Value[][] = [];
   const outcomes = answers.map(({ row, created, wasFound }) => {
     const { localId, key } = row;
-    if (created === undefined) return row.problem ?? toOutcome(localId, "later", "no answer");
+    if ("outcome" in created) return created;
     if ("customer" in created) {
       const id = String(created.customer.id);
       // A pull can have met the profile before it could be told whose it is: that row is this one.
@@ -243,34 +247,26 @@ function readTwins(db: SqlDatabase, rows: Row[]) {
   const add = (row: Row | Customer, owner: string) => {
     for (const name of toNames(row)) owners.get(name.slice(-9))?.push({ name, owner });
   };
-  const find = (row: Customer) =>
-    toNames(row)
-      .flatMap((name) => owners.get(name.slice(-9))?.filter((other) => isSame(other.name, name)))
-      .at(0)?.owner;
-  const sql = "SELECT id, email_address, phone_number FROM customers WHERE id IS NOT NULL";
+  const isEnd = (one: string, other: string) => one.endsWith(other) && /^\d+$/.test(one);
+  const find = (row: Customer) => {
+    for (const name of toNames(row))
+      for (const { name: other, owner } of owners.get(name.slice(-9)) ?? [])
+        if (name === other || isEnd(name, other) || isEnd(other, name)) return owner;
+    return undefined;
+  };
   // A row at a time: the whole directory may be a million.
-  if (owners.size > 0)
-    db.each(
-      sql,
-      [],
-      (row) => add(row, `customer ${row.id}`),
-      () => {},
-    );
+  const known = db.prepare("SELECT id, email_address, phone_number FROM customers WHERE id <> ''");
+  while (owners.size > 0 && known.step()) {
+    const row = known.getAsObject();
+    add(row, `customer ${row.id}`);
+  }
+  known.free();
   return { add, find };
 }
 
 function toNames({ email_address, phone_number }: Row | Customer): string[] {
-  const email = String(email_address ?? "")
-    .trim()
-    .toLowerCase();
-  const digits = String(phone_number ?? "")
-    .replace(/\D/g, "")
-    .replace(/^0+/, "");
-  return [email, digits.length < 9 ? "" : digits].filter((name) => name !== "");
-}
-
-function isSame(one: string, other: string): boolean {
-  return (
-    one === other || (/^\d+$/.test(one + other) && (one.endsWith(other) || other.endsWith(one)))
-  );
+  const email = String(email_address ?? "").trim();
+  const digits = String(phone_number ?? "").replace(/\D/g, "");
+  const number = digits.replace(/^0+/, "");
+  return [email.toLowerCase(), number.length < 9 ? "" : number].filter((name) => name !== "");
 }
