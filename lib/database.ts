@@ -6,8 +6,7 @@ import { columnValue, FIELDS, type Value } from "./mapping.ts";
 
 const SCHEMA_VERSION = 1;
 
-// Whose customers a file holds is marked in its header, with "SQC" and a number from 1 on, before the
-// first is in it.
+// Whose customers a file holds: marked in its header ("SQC" and a number) before the first is in it.
 const ENVIRONMENTS = ["sandbox", "production", "offline"];
 const FIRST_MARK = 0x53514301;
 const SPOKEN: Record<string, string> = { sandbox: "the sandbox", offline: "the offline Square" };
@@ -61,8 +60,6 @@ export async function openDatabase(
     stamp = file.stamp;
   }
 
-  const read = <T>(step: (db: SqlDatabase) => T): T => step(db);
-
   /**
    * Runs a step in one transaction and puts the result on disk. When another program changed the file
    * meanwhile, its version is read and the step runs again on that.
@@ -91,11 +88,11 @@ export async function openDatabase(
     lock.release();
   }
 
-  await load().catch((error) => {
+  await load().catch((error: unknown) => {
     close();
     throw error;
   });
-  return { read, change, close };
+  return { read: <T>(step: (db: SqlDatabase) => T): T => step(db), change, close };
 }
 
 /** Refuses a file of a later version: an older script would not know what it breaks. */
@@ -116,7 +113,7 @@ export function checkReady(environment: string): Check {
     const runs = readRows(db, "SELECT DISTINCT environment FROM sync_runs");
     const owners = runs.map((run) => String(run.environment));
     owners.push(ENVIRONMENTS[readNumber(db, "PRAGMA application_id") - FIRST_MARK] ?? environment);
-    // The ids of one Square mean nothing to another: every customer would be doubled.
+    // The ids of one Square mean nothing to another: every customer would be there twice.
     const other = owners.find((name) => name !== environment);
     const toThe = (name = "") => SPOKEN[name] ?? name;
     const state = `it holds customers of ${toThe(other)}, and this run is for ${toThe(environment)}`;
