@@ -1,4 +1,4 @@
-import { isDeepStrictEqual } from "node:util";
+import { existsSync } from "node:fs";
 import initSqlJs, { type Database as SqlDatabase, type SqlValue } from "sql.js";
 import { EXIT, SyncError } from "./errors.ts";
 import * as files from "./file.ts";
@@ -6,15 +6,13 @@ import { columnValue, FIELDS, type Value } from "./mapping.ts";
 
 const SCHEMA_VERSION = 1;
 
-// Whose customers a file holds, marked in its header ("SQC" and a number) before the first is in it.
-const MARKS: Record<string, number> = {
-  sandbox: 0x53514301,
-  production: 0x53514302,
-  offline: 0x53514303,
-};
+// Whose customers a file holds: marked in its header ("SQC" and a number) before the first is in it.
+const ENVIRONMENTS = ["sandbox", "production", "offline"];
+const FIRST_MARK = 0x53514301;
+const SPOKEN: Record<string, string> = { sandbox: "the sandbox", offline: "the offline Square" };
 
 // Grows with every row and table that a step touches: a step that touched none needs no new file.
-const TOUCHED = `SELECT total_changes(), schema_version, user_version
+const TOUCHED = `SELECT total_changes() + schema_version + user_version
   FROM pragma_schema_version, pragma_user_version`;
 
 /** Refuses a database by throwing. */
@@ -24,16 +22,7 @@ export type Check = (db: SqlDatabase, path: string) => void;
 export type Row = Record<string, SqlValue>;
 
 /** A database file that is locked for this script until it is closed. */
-export interface Database {
-  read<T>(step: (db: SqlDatabase) => T): T;
-  /**
-   * Runs a step in one transaction and puts the result on disk. When another program changed the file
-   * meanwhile, its version is read and the step runs again on that.
-   * @throws SyncError, or what the step threw, with the file as it was
-   */
-  change<T>(step: (db: SqlDatabase) => T): Promise<T>;
-  close(): void;
-}
+export type Database = Awaited<ReturnType<typeof openDatabase>>;
 
 /**
  * Locks and reads a database file.
@@ -45,140 +34,108 @@ export async function openDatabase(
   stop: AbortSignal,
   check: Check,
   mayBeNew: boolean,
-): Promise<Database> {
+) {
   const path = files.toRealPath(name);
-  if (!mayBeNew && files.isMissing(path))
+  if (!mayBeNew && !existsSync(path))
     throw new SyncError(`Cannot open "${name}": no such file`, EXIT.usage, toInit(name));
+  const { Database } = await initSqlJs();
   const lock = await files.lockFile(path, stop);
-  let db: SqlDatabase | undefined;
-  let stamp = "";
+  let db = new Database();
+  let stamp = ""; // of the file that is in memory
 
-  async function load(): Promise<SqlDatabase> {
-    if (db !== undefined && files.stampOf(path) === stamp) return db;
-    const { Database } = await initSqlJs();
-    const file = await files.readDatabaseFile(path, stop);
-    db?.close();
+  async function load(): Promise<void> {
+    const file = await files.readFile(path, stop);
+    db.close();
     db = new Database(file.bytes);
-    stamp = file.stamp;
-    let health: unknown;
     try {
       // Damage shows only at the page that has it: look at all of them before building on any.
-      health = readRows(db, "PRAGMA quick_check(1)")[0]?.quick_check;
-    } catch (error) {
-      health = error;
+      const [health] = readRows(db, "PRAGMA quick_check(1)");
+      if (health?.quick_check !== "ok") throw new Error(String(health?.quick_check));
+    } catch (cause) {
+      const message = `Cannot open "${name}": it is damaged, or no SQLite database`;
+      const next = `sqlite3 "${name}" "PRAGMA integrity_check", or a backup`;
+      throw new SyncError(message, EXIT.failed, next, cause);
     }
-    if (health !== "ok")
-      throw new SyncError(
-        `Cannot open "${name}": it is damaged, or no SQLite database`,
-        EXIT.failed,
-        `sqlite3 "${name}" "PRAGMA integrity_check", or a backup`,
-        health,
-      );
     check(db, name);
-    return db;
+    stamp = file.stamp;
   }
 
+  /**
+   * Runs a step in one transaction and puts the result on disk. When another program changed the file
+   * meanwhile, its version is read and the step runs again on that.
+   * @throws SyncError, or what the step threw, with the file as it was
+   */
   async function change<T>(step: (db: SqlDatabase) => T): Promise<T> {
     for (let attempt = 1; attempt <= 20; attempt++) {
-      const current = await load();
-      const before = readRows(current, TOUCHED);
+      if (files.stampOf(path) !== stamp) await load();
       const from = stamp;
+      const before = readNumber(db, TOUCHED);
       stamp = ""; // from here on, what is in memory is not what is on disk
-      current.run("BEGIN");
-      const result = step(current);
-      current.run("COMMIT");
-      const isSame = isDeepStrictEqual(readRows(current, TOUCHED), before);
-      const saved = isSame ? from : files.replaceDatabaseFile(path, current.export(), from, lock);
+      db.run("BEGIN");
+      const result = step(db);
+      db.run("COMMIT");
+      const isSame = readNumber(db, TOUCHED) === before;
+      const saved = isSame ? from : files.replaceFile(path, db.export(), from, lock.isHeld);
       if (saved === undefined) continue;
       stamp = saved;
       return result;
     }
-    throw new SyncError(
-      `Cannot save "${name}": another program keeps changing it`,
-      EXIT.later,
-      "run it again when the other program is done",
-    );
+    throw files.busy(name, "another program keeps changing it");
   }
 
   function close(): void {
-    db?.close();
+    db.close();
     lock.release();
   }
 
-  try {
-    await load();
-  } catch (error) {
+  await load().catch((error: unknown) => {
     close();
     throw error;
-  }
-  return {
-    read: (step) => {
-      if (db === undefined) throw new Error("the database is not open");
-      return step(db);
-    },
-    change,
-    close,
-  };
+  });
+  return { read: <T>(step: (db: SqlDatabase) => T): T => step(db), change, close };
 }
 
 /** Refuses a file of a later version: an older script would not know what it breaks. */
 export const checkVersion: Check = (db, path) => {
   const version = readNumber(db, "PRAGMA user_version");
-  if (version > SCHEMA_VERSION)
-    throw new SyncError(
-      `Cannot use "${path}": its schema has version ${version}, and this kit knows ${SCHEMA_VERSION}`,
-      EXIT.usage,
-      "a newer version of the kit",
-    );
+  const state = `its schema has version ${version}, and this kit knows ${SCHEMA_VERSION}`;
+  if (version > SCHEMA_VERSION) throw refusal(path, state, "a newer version of the kit");
 };
 
 /** Refuses a file that init-db has not made ready, or that belongs to another Square. */
 export function checkReady(environment: string): Check {
   return (db, path) => {
     checkVersion(db, path);
-    const tables = "SELECT count(*) FROM sqlite_master WHERE name IN ('customers', 'sync_runs')";
-    if (readNumber(db, "PRAGMA user_version") < SCHEMA_VERSION || readNumber(db, tables) < 2)
-      throw new SyncError(
-        `Cannot use "${path}": the tables of this kit are not in it`,
-        EXIT.usage,
-        toInit(path),
-      );
-    const mark = readNumber(db, "PRAGMA application_id");
+    const tables = `SELECT count(*) FROM sqlite_master, pragma_user_version
+      WHERE name IN ('customers', 'sync_runs') AND user_version = ${SCHEMA_VERSION}`;
+    if (readNumber(db, tables) < 2)
+      throw refusal(path, "the tables of this kit are not in it", toInit(path));
     const runs = readRows(db, "SELECT DISTINCT environment FROM sync_runs");
     const owners = runs.map((run) => String(run.environment));
-    owners.push(...Object.keys(MARKS).filter((name) => MARKS[name] === mark));
+    owners.push(ENVIRONMENTS[readNumber(db, "PRAGMA application_id") - FIRST_MARK] ?? environment);
+    // The ids of one Square mean nothing to another: every customer would be there twice.
     const other = owners.find((name) => name !== environment);
-    // The ids of one Square mean nothing to another: every customer would be doubled.
-    if (other !== undefined)
-      throw new SyncError(
-        `Cannot use "${path}": it holds customers of ${toThe(other)}, and this run is for ${toThe(environment)}`,
-        EXIT.usage,
-        "another file with --db, or the other SQUARE_ENVIRONMENT",
-      );
+    const toThe = (name = "") => SPOKEN[name] ?? name;
+    const state = `it holds customers of ${toThe(other)}, and this run is for ${toThe(environment)}`;
+    const next = "another file with --db, or the other SQUARE_ENVIRONMENT";
+    if (other !== undefined) throw refusal(path, state, next);
   };
 }
 
 /** Up to where a script is known to have read everything; null = it never has. */
 export function readWatermark(db: SqlDatabase, script: string): string | null {
-  const [last] = readRows(
-    db,
-    "SELECT max(watermark) AS watermark FROM sync_runs WHERE script = ?",
-    [script],
-  );
   // What was changed before the first complete pull-created was fixed, that run has read already.
-  const [first] = readRows(
-    db,
-    `SELECT watermark FROM sync_runs
-     WHERE script = 'pull-created' AND ? = 'pull-updated' AND watermark IS NOT NULL
-     ORDER BY id LIMIT 1`,
-    [script],
-  );
-  const watermark = last?.watermark ?? first?.watermark;
+  const sql = `SELECT coalesce(
+      max(watermark) FILTER (WHERE script = ?1),
+      min(watermark) FILTER (WHERE script = 'pull-created' AND ?1 = 'pull-updated')
+    ) AS watermark FROM sync_runs`;
+  const watermark = readRows(db, sql, [script])[0]?.watermark;
   return typeof watermark === "string" ? watermark : null;
 }
 
 const COLUMNS = FIELDS.map(({ column }) => column);
 const SET = COLUMNS.filter((column) => column !== "id");
+const toSet = (table: string) => SET.map((column) => `${table}.${column}`).join(", ");
 
 // A search can answer with less than a push has just returned: a lower version never overwrites. A row
 // that is the same already is not written, so that "unchanged" is true of the file.
@@ -186,10 +143,9 @@ const UPSERT = `
   INSERT INTO customers (${COLUMNS.join(", ")}, synced_at)
   VALUES (${COLUMNS.map(() => "?").join(", ")}, ?)
   ON CONFLICT (id) DO UPDATE SET
-    ${SET.map((column) => `${column} = excluded.${column}`).join(", ")},
-    synced_at = excluded.synced_at
+    (${SET.join(", ")}, synced_at) = (${toSet("excluded")}, excluded.synced_at)
   WHERE coalesce(excluded.version >= customers.version, TRUE)
-    AND (${SET.map((column) => `customers.${column} IS NOT excluded.${column}`).join(" OR ")})`;
+    AND (${toSet("customers")}) IS NOT (${toSet("excluded")})`;
 
 /**
  * Puts customers of Square's into the file. One whose reference_id is that of exactly one row that is
@@ -198,35 +154,27 @@ const UPSERT = `
  */
 export function saveCustomers(db: SqlDatabase, customers: Iterable<Value[]>, now: string) {
   const counts = { inserted: 0, updated: 0, unchanged: 0, linked: 0 };
-  const countRows = () => readNumber(db, "SELECT count(*) FROM customers");
-  const before = countRows();
   const unpushed = readUnpushed(db);
-  const known = db.prepare("SELECT local_id FROM customers WHERE id = ?");
+  const find = db.prepare("SELECT 1 FROM customers WHERE id = ?");
   const upsert = db.prepare(UPSERT);
   for (const values of customers) {
     const id = columnValue(values, "id");
     const localId = unpushed.get(columnValue(values, "reference_id"));
-    const isNew = known.get([id]).length === 0;
-    const isLink = localId !== undefined && isNew && linkRow(db, "local_id", localId, id);
-    if (isLink) counts.linked++;
+    const isKnown = find.get([id]).length > 0;
+    const isLinked = !isKnown && localId !== undefined && linkRow(db, "local_id", localId, id);
     upsert.run([...values, now]);
-    if (db.getRowsModified() === 0) counts.unchanged++;
-    else if (!isLink) counts.updated++;
+    if (isLinked) counts.linked++;
+    else if (!isKnown) counts.inserted++;
+    else if (db.getRowsModified() > 0) counts.updated++;
+    else counts.unchanged++;
   }
-  known.free();
+  find.free();
   upsert.free();
-  counts.inserted = countRows() - before;
-  counts.updated -= counts.inserted;
   return counts;
 }
 
 /** Gives a row its id in Square, unless it has one; what else Square says of it is saved after that. */
-export function linkRow(
-  db: SqlDatabase,
-  column: "local_id" | "idempotency_key",
-  name: Value,
-  id: Value,
-): boolean {
+export function linkRow(db: SqlDatabase, column: string, name: Value, id: Value): boolean {
   const sql = `UPDATE customers SET id = ?, push_error = NULL WHERE ${column} = ? AND id IS NULL`;
   return db.run(sql, [id, name]).getRowsModified() === 1;
 }
@@ -249,11 +197,8 @@ export function readUnpushed(db: SqlDatabase): Map<Value, number> {
   return new Map(rows.map((row) => [String(row.reference), Number(row.local_id)]));
 }
 
-/**
- * Adds a finished run to the history, in the same save as its customers.
- * @param run a row of sync_runs, by column name
- */
-export function recordRun(db: SqlDatabase, run: Record<string, string | number | null>): void {
+/** Adds a finished run to the history, in the same save as its customers. */
+export function recordRun(db: SqlDatabase, run: Record<string, SqlValue>): void {
   markEnvironment(db, String(run.environment));
   const names = Object.keys(run);
   const values = names.map(() => "?").join(", ");
@@ -263,7 +208,7 @@ export function recordRun(db: SqlDatabase, run: Record<string, string | number |
 /** Marks whose customers the file holds, unless another program has put a mark of its own there. */
 export function markEnvironment(db: SqlDatabase, environment: string): void {
   if (readNumber(db, "PRAGMA application_id") === 0)
-    db.run(`PRAGMA application_id = ${MARKS[environment] ?? 0}`);
+    db.run(`PRAGMA application_id = ${FIRST_MARK + ENVIRONMENTS.indexOf(environment)}`);
 }
 
 /** All rows of a query. */
@@ -280,11 +225,8 @@ export function readNumber(db: SqlDatabase, sql: string): number {
   return Number(db.exec(sql)[0]?.values[0]?.[0] ?? 0);
 }
 
-function toInit(path: string): string {
-  return `init-db --db "${path}"`;
+function refusal(path: string, state: string, next: string): SyncError {
+  return new SyncError(`Cannot use "${path}": ${state}`, EXIT.usage, next);
 }
 
-function toThe(environment: string): string {
-  if (environment === "production") return environment;
-  return environment === "offline" ? "the offline Square" : `the ${environment}`;
-}
+const toInit = (path: string) => `init-db --db "${path}"`;

@@ -7,42 +7,34 @@ import { codeOf, EXIT, SyncError } from "./errors.ts";
 // sql.js works on a copy in memory, so the file on disk is ours to protect: from a second script of
 // ours (the lock), from half a file (write beside, flush, rename), from other programs (the stamp).
 
-const POLL_MS = 50;
+const POLL_MS = 100;
 const BUSY_MS = 5_000; // how long another script or program is waited for
 const BEAT_MS = 2_000;
-const DEAD_MS = 30_000; // a holder that cannot be asked is dead when its beat is missing for so long
+const DEAD_MS = 30_000; // a lock without a beat for so long is nobody's
+const UNNAMED_MS = 1_000; // nor is one without a name: its maker was killed before it wrote it
 const LARGEST_BYTES = 1.9 * 2 ** 30; // Node cannot read 2 GiB in one call, nor Deno write it
-
-/** A lock; `isHeld` is false when another script took its holder for dead: do not save any more. */
-export type Lock = { isHeld(): boolean; release(): void };
-
-/** What tells one state of a file from the next: any commit by anybody changes it. */
-export type Stamp = string;
 
 /**
  * Takes `<path>.lock`, so that one of our scripts is at work on a file at a time, and clears away what
- * a killed one left. A dead holder is noticed at once by its process id; Deno may not ask for that
- * without --allow-run, and waits until the lock has had no beat for half a minute.
+ * a killed one left.
+ * @returns `isHeld`, false once another script took this one for dead, and `release`
  * @throws SyncError (later) when another script holds it for more than a few seconds
  */
-export async function lockFile(path: string, stop: AbortSignal): Promise<Lock> {
+export async function lockFile(path: string, stop: AbortSignal) {
   const lock = `${path}.lock`;
   const name = `${process.pid} ${crypto.randomUUID()}`;
-  const isHeld = () => readOwner(lock) === name;
+  const isHeld = () => read(lock).toString() === name;
   for (const started = Date.now(); ; await sleep(POLL_MS, undefined, { signal: stop })) {
     try {
-      fs.writeFileSync(lock, name, { flag: "wx", mode: 0o600 });
-      break;
+      // Two scripts may find it dead at once: both write their name and wait, and one name stays.
+      const flag = isDead(lock) ? "w" : "wx";
+      fs.writeFileSync(lock, name, { flag, mode: 0o600 });
+      if (flag === "wx") break;
     } catch (error) {
       if (codeOf(error) !== "EEXIST") throw cannot("lock", path, error);
-    }
-    if (isDead(lock)) {
-      // Two scripts may find it dead at once: both write their name and wait, and one name stays.
-      fs.writeFileSync(lock, name);
-      await sleep(2 * POLL_MS, undefined, { signal: stop });
       if (isHeld()) break;
+      if (Date.now() - started > BUSY_MS) throw busy(path, "another script is at work on it");
     }
-    if (Date.now() - started > BUSY_MS) throw busy(path, "another script is at work on it");
   }
   const beat = setInterval(() => isHeld() && fs.utimesSync(lock, new Date(), new Date()), BEAT_MS);
   beat.unref();
@@ -54,71 +46,64 @@ export async function lockFile(path: string, stop: AbortSignal): Promise<Lock> {
   return { isHeld, release };
 }
 
+// Deno may not ask for a process, and its number can be another's by now: then the beat tells.
+function isDead(lock: string): boolean {
+  const stat = fs.statSync(lock, { throwIfNoEntry: false });
+  const pid = Number.parseInt(read(lock).toString(), 10);
+  try {
+    process.kill(pid, 0);
+  } catch (error) {
+    if (codeOf(error) === "ESRCH") return true;
+  }
+  return stat !== undefined && Date.now() - stat.mtimeMs > (pid > 0 ? DEAD_MS : UNNAMED_MS);
+}
+
 /** The file that a path means. A link is followed, since a rename would replace the link itself. */
 export function toRealPath(path: string): string {
-  try {
-    const isLink = fs.lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink();
-    return isLink ? fs.realpathSync(path) : path;
-  } catch (error) {
-    throw cannot("open", path, error);
-  }
+  const isLink = fs.lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink();
+  return isLink ? fs.realpathSync(path) : path;
 }
 
 /**
- * Reads a database file whole, in a moment when no other program is half-way through something.
- * @returns its bytes and stamp; no bytes when there is no such file
- * @throws SyncError when it stays busy, or cannot be read
+ * Reads a database file whole, with its stamp; a missing one is empty.
+ * @throws SyncError (later) when another program is half-way through something, and stays so
  */
-export async function readDatabaseFile(
-  path: string,
-  stop: AbortSignal,
-): Promise<{ bytes: Uint8Array | undefined; stamp: Stamp }> {
+export async function readFile(path: string, stop: AbortSignal) {
   for (const started = Date.now(); ; await sleep(POLL_MS, undefined, { signal: stop })) {
     const stamp = stampOf(path);
-    if (!isOpenElsewhere(path)) {
-      const bytes = stamp === MISSING ? undefined : readBytes(path);
-      // SQLite writes in place: what changed while we read may be half old, half new.
-      if (stampOf(path) === stamp && !isOpenElsewhere(path)) return { bytes, stamp };
-    }
-    if (Date.now() - started > BUSY_MS)
-      throw busy(path, "another program has it open, or died with it open", path);
+    // A copy: sql.js writes into what it is given, and a small Buffer is a part of a shared one.
+    const bytes = new Uint8Array(read(path));
+    // SQLite writes in place: what changed while we read may be half old, half new.
+    if (stampOf(path) === stamp) return { bytes, stamp };
+    if (Date.now() - started < BUSY_MS) continue;
+    const tidy = `sqlite3 "${path}" "PRAGMA journal_mode = DELETE; SELECT count(*) FROM customers"`;
+    const next = `close that program; or, if none runs: ${tidy}`;
+    throw busy(path, "another program has it open, or died with it open", next);
   }
 }
 
 /**
  * Replaces a database file in one step: a crash leaves the old file or the new one, never a mixture.
- * @param stamp of the bytes that the new ones were made from
+ * @param from the stamp of what the new bytes were made from
  * @returns the new stamp, or undefined when the file was changed since: then nothing was replaced
- * @throws SyncError with the old file as it was
  */
-export function replaceDatabaseFile(
-  path: string,
-  bytes: Uint8Array,
-  stamp: Stamp,
-  lock: Lock,
-): Stamp | undefined {
+export function replaceFile(path: string, bytes: Uint8Array, from: string, isHeld: () => boolean) {
   const temporary = `${path}.tmp`;
   try {
-    if (bytes.byteLength > LARGEST_BYTES) throw tooLarge(path);
-    const old = fs.statSync(path, { throwIfNoEntry: false });
-    if (old && (old.mode & 0o200) === 0)
-      throw new SyncError(`Cannot save "${path}": it is read-only`, EXIT.failed);
-    const file = fs.openSync(temporary, "wx", 0o600);
-    try {
-      fs.writeFileSync(file, bytes);
-      const mine = fs.fstatSync(file);
-      if (old && (old.uid !== mine.uid || old.gid !== mine.gid))
-        fs.fchownSync(file, old.uid, old.gid);
-      if (old) fs.fchmodSync(file, old.mode & 0o777);
-      fs.fsyncSync(file);
-    } finally {
-      fs.closeSync(file);
-    }
-    if (!lock.isHeld()) throw busy(path, "another script took it over");
-    if (stampOf(path) !== stamp || isOpenElsewhere(path)) return undefined;
+    checkSize(path, bytes.byteLength);
+    fs.writeFileSync(temporary, bytes, { flag: "wx", mode: 0o600 });
+    const mine = fs.statSync(temporary);
+    const { mode, uid, gid } = fs.statSync(path, { throwIfNoEntry: false }) ?? mine;
+    if ((mode & 0o200) === 0) throw new Error("it is read-only");
+    if (uid !== mine.uid || gid !== mine.gid) fs.chownSync(temporary, uid, gid);
+    fs.chmodSync(temporary, mode & 0o777);
+    flush(temporary, "r+");
+    if (!isHeld()) throw busy(path, "another script took it over");
+    if (stampOf(path) !== from) return undefined;
     fs.renameSync(temporary, path);
-    flushFolder(dirname(path));
-    return stampOf(path);
+    const stamp = stampOf(path);
+    if (process.platform !== "win32") flush(dirname(path), "r"); // Windows has no way to
+    return stamp;
   } catch (error) {
     throw cannot("save", path, error);
   } finally {
@@ -126,93 +111,50 @@ export function replaceDatabaseFile(
   }
 }
 
-const MISSING = "missing";
-
-/** The stamp of a file as it is now. */
-export function stampOf(path: string): Stamp {
-  const stat = fs.statSync(path, { bigint: true, throwIfNoEntry: false });
-  return stat ? [stat.size, stat.ino, stat.mtimeNs, stat.ctimeNs].join(" ") : MISSING;
+/**
+ * What tells one state of a file from the next: any commit by anybody changes it. While another
+ * program has the file open no two stamps are alike, so that nothing is built on any.
+ */
+export function stampOf(path: string): string {
+  const stat = (end: string) => fs.statSync(path + end, { bigint: true, throwIfNoEntry: false });
+  const file = stat("");
+  checkSize(path, file?.size ?? 0);
+  // Rows that are only in a -wal are invisible to sql.js, and SQLite would play an old -wal or -journal
+  // over the file that we put in its place. The header of a finished journal is all zeros.
+  const isHot = read(`${path}-journal`)
+    .subarray(0, 28)
+    .some((byte) => byte !== 0);
+  if (isHot || stat("-wal") || stat("-shm")) return crypto.randomUUID();
+  return file ? [file.size, file.ino, file.mtimeNs, file.ctimeNs].join(" ") : "missing";
 }
 
-/** Whether there is such a file. */
-export function isMissing(path: string): boolean {
-  return stampOf(path) === MISSING;
+/** The error for a file that is in use, which passes. */
+export function busy(path: string, state: string, next = "run it again when the other is done") {
+  return new SyncError(`Cannot use "${path}": ${state}`, EXIT.later, next);
 }
 
-// Rows that are only in a -wal are invisible to sql.js, and SQLite would play an old -wal or -journal
-// over the file that we put in its place. The header of a finished journal is all zeros.
-function isOpenElsewhere(path: string): boolean {
-  if (!isMissing(`${path}-wal`) || !isMissing(`${path}-shm`)) return true;
-  const journal = isMissing(`${path}-journal`) ? undefined : readBytes(`${path}-journal`);
-  return journal?.subarray(0, 28).some((byte) => byte !== 0) ?? false;
-}
-
-function readBytes(path: string): Uint8Array {
-  try {
-    if (fs.statSync(path).size > LARGEST_BYTES) throw tooLarge(path);
-    // A copy: sql.js writes into what it is given, and a small Buffer is a part of a shared one.
-    return new Uint8Array(fs.readFileSync(path));
-  } catch (error) {
-    if (codeOf(error) === "ENOENT") return new Uint8Array(); // gone meanwhile; the stamp tells
-    throw cannot("open", path, error);
-  }
-}
-
-function readOwner(lock: string): string {
-  try {
-    return fs.readFileSync(lock, "utf8");
-  } catch {
-    return ""; // gone, so nobody's
-  }
-}
-
-function isDead(lock: string): boolean {
-  const stat = fs.statSync(lock, { throwIfNoEntry: false });
-  if (!stat) return false;
-  const pid = Number.parseInt(readOwner(lock), 10);
-  try {
-    if (pid !== process.pid) process.kill(pid, 0);
-  } catch (error) {
-    if (codeOf(error) === "ESRCH") return true;
-  }
-  // Without a process id, it was killed between making the lock and writing into it.
-  return Date.now() - stat.mtimeMs > (pid > 0 ? DEAD_MS : 1_000);
-}
-
-function flushFolder(folder: string): void {
-  if (process.platform === "win32") return; // which has no way to
-  const handle = fs.openSync(folder, "r");
-  try {
-    fs.fsyncSync(handle);
-  } finally {
-    fs.closeSync(handle);
-  }
-}
-
-function busy(path: string, state: string, tidy?: string): SyncError {
-  const next = "run it again when the other one is done";
-  const ask = `close that program; or, if none runs: sqlite3 "${tidy}" "PRAGMA journal_mode = DELETE; SELECT count(*) FROM customers"`;
-  return new SyncError(`Cannot use "${path}": ${state}`, EXIT.later, tidy ? ask : next);
-}
-
-function tooLarge(path: string): SyncError {
-  return new SyncError(`Cannot use "${path}": it is larger than 1.9 GiB`, EXIT.failed);
-}
-
-const STATES: Record<string, string> = {
-  ENOENT: "no such folder",
-  EACCES: "no permission",
-  EPERM: "no permission",
-  EROFS: "the disk is read-only",
-  ENOSPC: "no space left on the disk",
-  EDQUOT: "the disk quota is used up",
-  EFBIG: "the file may not grow so large",
-  EISDIR: "it is a folder",
-  ENOTDIR: "a part of the path is no folder",
-};
-
+// In the system's own words, such as "ENOSPC: no space left on device, write".
 function cannot(action: string, path: string, error: unknown): SyncError {
   if (error instanceof SyncError) return error;
-  const state = STATES[codeOf(error)] ?? (error instanceof Error ? error.message : String(error));
+  const state = error instanceof Error ? error.message : String(error);
   return new SyncError(`Cannot ${action} "${path}": ${state}`, EXIT.failed, undefined, error);
+}
+
+function checkSize(path: string, bytes: number | bigint): void {
+  if (bytes > LARGEST_BYTES) throw cannot("use", path, "it is larger than 1.9 GiB");
+}
+
+function read(path: string): Buffer {
+  try {
+    return fs.readFileSync(path);
+  } catch (error) {
+    if (codeOf(error) !== "ENOENT") throw cannot("read", path, error);
+    return Buffer.alloc(0);
+  }
+}
+
+function flush(path: string, flag: "r" | "r+"): void {
+  const handle = fs.openSync(path, flag);
+  fs.fsyncSync(handle);
+  fs.closeSync(handle);
 }
