@@ -21,8 +21,8 @@ import { type Bench, type Ended, makeBench, TOKEN } from "../fixtures/testing.ts
 
 type Rule = OfflineSquareOptions["fault"];
 
-const CUSTOMERS = inventCustomers(450, { from: "2026-02-01", to: "2026-06-01" });
-const ROWS = 12;
+const CUSTOMERS = inventCustomers(650, { from: "2026-02-01", to: "2026-06-01" });
+const ROWS = 14;
 const BATCHES = ["--batch-size", "4"];
 
 interface Run {
@@ -102,7 +102,7 @@ async function assertCarriesOn(run: Run, code: number, says: RegExp): Promise<vo
     names.map(() => [true, "string"]),
   );
   assert.equal(readWatermark(bench, "push-new"), null);
-  bench.square.set({ fault: undefined, tokens: undefined });
+  bench.square.set({ fault: undefined });
   assertPushed({ ...run, ended: await bench.run("push-new", BATCHES) });
 }
 
@@ -117,16 +117,15 @@ const inSeconds = (seconds: number): string => new Date(Date.now() + seconds * 1
 
 /** Trouble that passes. Each fault of a group meets another request of the same run. */
 const PASSING: Record<string, (() => Fault)[]> = {
-  "connections that are dropped, cut, or lost after Square has acted": [
-    () => ({ kind: "drop" }),
-    () => ({ kind: "drop", after: true }),
-    () => ({ kind: "cut-connection", after: true }),
-  ],
-  "half of the JSON, HTML and an empty object with status 200": [
-    () => ({ kind: "cut", after: true }),
-    () => ({ kind: "html", after: true }),
-    () => ({ kind: "change", change: () => ({}) }),
-  ],
+  "connections that are dropped, cut, or lost after Square has acted, and answers that are no whole JSON":
+    [
+      () => ({ kind: "drop" }),
+      () => ({ kind: "drop", after: true }),
+      () => ({ kind: "cut-connection", after: true }),
+      () => ({ kind: "cut", after: true }),
+      () => ({ kind: "html", after: true }),
+      () => ({ kind: "change", change: () => ({}) }),
+    ],
   "a 503 of HTML, a 408, a 500 and a server error in a 200": [
     () => ({ kind: "html", status: 503 }),
     () => ({ ...status(408, "REQUEST_TIMEOUT"), after: true }),
@@ -138,7 +137,6 @@ const PASSING: Record<string, (() => Fault)[]> = {
     () => status(429, "RATE_LIMITED", { "Retry-After": inSeconds(2) }),
     () => status(429, "RATE_LIMITED"),
   ],
-  "three 500s in a row": [],
 };
 
 /** Leaves the first request alone; then every second one goes wrong, so that its repetition does not. */
@@ -147,8 +145,6 @@ function inTurn(operation: string, faults: (() => Fault)[]): Rule {
   return (request) => {
     if (request.operation !== operation) return undefined;
     count++;
-    if (faults.length === 0)
-      return count > 1 && count <= 4 ? status(500, "INTERNAL_SERVER_ERROR") : undefined;
     return count % 2 === 0 ? faults[count / 2 - 1]?.() : undefined;
   };
 }
@@ -172,20 +168,22 @@ describe("Faults", { concurrency: true }, () => {
   describe("that are over in seconds", { concurrency: 1 }, () => {
     describe("that pass", { concurrency: 2 }, () => {
       for (const [name, faults] of Object.entries(PASSING)) {
-        it(`a pull gets over ${name}`, async (t) => {
-          const run = await pull(t, inTurn("search", faults), { script: "pull-updated" });
-          assertPulled(run);
-          assertSent(run, 5 + faults.length);
-          if (name.startsWith("429")) assertWaited(run);
-        });
-
         it(`a push gets over ${name}`, async (t) => {
           const args = ["--batch-size", "2"];
           const run = await push(t, inTurn("bulk-create", faults), { args });
           assertPushed(run);
-          assertSent(run, 6 + faults.length);
+          assertSent(run, ROWS / 2 + faults.length);
           if (name.startsWith("429")) assertWaited(run);
         });
+
+        // What only Square's status tells is the same to every call.
+        if (/whole|429/.test(name))
+          it(`a pull gets over ${name}`, async (t) => {
+            const run = await pull(t, inTurn("search", faults), { script: "pull-updated" });
+            assertPulled(run);
+            assertSent(run, 7 + faults.length);
+            if (name.startsWith("429")) assertWaited(run);
+          });
       }
 
       it("a push by single calls gets over replies that are lost after Square has acted", async (t) => {
@@ -201,21 +199,19 @@ describe("Faults", { concurrency: true }, () => {
     });
 
     describe("that do not pass", { concurrency: 2 }, () => {
-      for (const [name, fault] of [
-        ["a 429", () => status(429, "RATE_LIMITED", { "Retry-After": "3600" })],
-        ["a 503", () => status(503, "SERVICE_UNAVAILABLE", { "Retry-After": inSeconds(3600) })],
-      ] satisfies [string, () => Fault][]) {
-        it(`a pull gives up ${name} that asks for an hour's patience`, async (t) => {
-          const run = await pull(t, nthRequest("search", 2, fault));
-          assertUntouched(run, 75, /Cannot reach Square/);
-          assert.equal(run.bench.square.requests.length, 2);
-        });
+      it("a pull gives up a 503 that asks for patience until a date in an hour", async (t) => {
+        const headers = { "Retry-After": inSeconds(3600) };
+        const fault = () => status(503, "SERVICE_UNAVAILABLE", headers);
+        const run = await pull(t, nthRequest("search", 2, fault));
+        assertUntouched(run, 75, /Cannot reach Square/);
+        assert.equal(run.bench.square.requests.length, 2);
+      });
 
-        it(`a push gives up ${name} that asks for an hour's patience`, async (t) => {
-          const run = await push(t, nthRequest("bulk-create", 2, fault));
-          await assertCarriesOn(run, 75, /Cannot reach Square/);
-        });
-      }
+      it("a push gives up a 429 that asks for an hour's patience", async (t) => {
+        const fault = () => status(429, "RATE_LIMITED", { "Retry-After": "3600" });
+        const run = await push(t, nthRequest("bulk-create", 2, fault));
+        await assertCarriesOn(run, 75, /Cannot reach Square/);
+      });
 
       it("a pull with a wrong token ends with 4, and nothing was tried twice", async (t) => {
         const env = { SQUARE_ACCESS_TOKEN: "EAAA-wrong-and-secret" };
@@ -223,13 +219,6 @@ describe("Faults", { concurrency: true }, () => {
         assertUntouched(run, 4, /UNAUTHORIZED/);
         assert.doesNotMatch(run.ended.stdout + run.ended.stderr, /EAAA/);
         assert.equal(run.bench.square.requests.length, 1);
-      });
-
-      it("a push with a wrong token ends with 4, and the rows wait with their keys", async (t) => {
-        const env = { SQUARE_ACCESS_TOKEN: "EAAA-wrong-and-secret" };
-        const run = await push(t, undefined, { env });
-        assert.doesNotMatch(run.ended.stdout + run.ended.stderr, /EAAA/);
-        await assertCarriesOn(run, 4, /UNAUTHORIZED/);
       });
 
       it("a pull whose token is revoked half way ends with 4", async (t) => {
@@ -248,11 +237,6 @@ describe("Faults", { concurrency: true }, () => {
       it("a pull without the permission to read ends with 4", async (t) => {
         const run = await pull(t, undefined, { tokens: { [TOKEN]: ["CUSTOMERS_WRITE"] } });
         assertUntouched(run, 4, /INSUFFICIENT_SCOPES/);
-      });
-
-      it("a push without the permission to write ends with 4", async (t) => {
-        const run = await push(t, undefined, { tokens: { [TOKEN]: ["CUSTOMERS_READ"] } });
-        await assertCarriesOn(run, 4, /INSUFFICIENT_SCOPES/);
       });
 
       it("a pull whose cursor expires for ever ends with 1", async (t) => {
@@ -279,7 +263,7 @@ describe("Faults", { concurrency: true }, () => {
         assert.match(run.ended.stderr, /Cannot .*\b1\b/);
         assert.deepEqual(
           run.bench.rows("SELECT count(*) AS n, max(id) > '' AS ids FROM customers"),
-          [{ n: 449, ids: 1 }],
+          [{ n: 649, ids: 1 }],
         );
         assert.equal(readWatermark(run.bench, run.script), WATERMARK);
       });
@@ -396,7 +380,7 @@ describe("Faults", { concurrency: true }, () => {
             },
           ],
         );
-        assert.equal(bench.rows("SELECT 1 FROM customers").length, 450);
+        assert.equal(bench.rows("SELECT 1 FROM customers").length, 650);
       });
 
       it("a push takes odd profiles for an answer, and gives each row its id", async (t) => {
@@ -478,32 +462,20 @@ describe("Faults", { concurrency: true }, () => {
   });
 
   describe("that last", { concurrency: true }, () => {
-    it("a pull gets over an answer that never begins, by sending again", async (t) => {
-      assertPulled(
-        await pull(
-          t,
-          nthRequest("search", 2, () => ({ kind: "stall-headers" })),
-        ),
-      );
+    it("a pull gets over answers that never begin or stop half way, by sending again", async (t) => {
+      const stalls = inTurn("search", [
+        () => ({ kind: "stall-headers" }),
+        () => ({ kind: "stall-body" }),
+      ]);
+      assertPulled(await pull(t, stalls));
     });
 
-    it("a pull gets over an answer that stops half way, by sending again", async (t) => {
-      assertPulled(
-        await pull(
-          t,
-          nthRequest("search", 2, () => ({ kind: "stall-body" })),
-        ),
-      );
-    });
-
-    it("a push gets over an answer that never begins, and doubles nobody", async (t) => {
-      const stall = (): Fault => ({ kind: "stall-headers", after: true });
-      assertPushed(await push(t, nthRequest("bulk-create", 2, stall)));
-    });
-
-    it("a push gets over an answer that stops half way, and doubles nobody", async (t) => {
-      const stall = (): Fault => ({ kind: "stall-body", after: true });
-      assertPushed(await push(t, nthRequest("bulk-create", 2, stall)));
+    it("a push gets over answers that never begin or stop half way, and doubles nobody", async (t) => {
+      const stalls = inTurn("bulk-create", [
+        () => ({ kind: "stall-headers", after: true }),
+        () => ({ kind: "stall-body", after: true }),
+      ]);
+      assertPushed(await push(t, stalls));
     });
 
     it("a pull that nobody answers gives up after about a minute", async (t) => {

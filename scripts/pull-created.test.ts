@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { assertSpeech, hashOf, makeReady, markRead } from "../fixtures/campaign.ts";
 import { inventCustomers } from "../fixtures/square.ts";
 import { makeBench } from "../fixtures/testing.ts";
 
@@ -9,7 +10,7 @@ const WATERMARK = "SELECT max(watermark) AS watermark FROM sync_runs WHERE scrip
 test("pull-created brings 1,234 customers over short, empty and full pages, each once and whole", async (t) => {
   const customers = inventCustomers(1234);
   const bench = await makeBench(t, { customers, unevenPages: true });
-  await bench.run("init-db");
+  makeReady(bench);
   const first = await bench.json("pull-created");
   assert.equal(first.inserted, 1234);
   assert.equal(first.since, null);
@@ -65,7 +66,7 @@ test("a customer becomes a row under Square's own names, and nothing of it is le
       },
     ],
   });
-  await bench.run("init-db");
+  makeReady(bench);
   await bench.json("pull-created");
   const [row] = bench.rows("SELECT * FROM customers");
   assert.match(String(row?.synced_at), /Z$/);
@@ -109,12 +110,9 @@ test("a customer becomes a row under Square's own names, and nothing of it is le
 
 test("a narrow window leaves the watermark where it was, and the next run fills the hole", async (t) => {
   const bench = await makeBench(t, { customers: inventCustomers(5) });
-  await bench.run("init-db");
-  await bench.json("pull-created", ["--since", "1d"]);
-  assert.deepEqual(bench.rows(WATERMARK), [{ watermark: null }]);
-  await bench.json("pull-created");
+  makeReady(bench);
   const old = iso(Date.now() - 3 * 86_400_000);
-  bench.sql(`UPDATE sync_runs SET watermark = '${old}' WHERE watermark IS NOT NULL`);
+  markRead(bench, "pull-created", old);
   const created_at = iso(Date.now() - 2 * 86_400_000);
   const missed = bench.square.create({ given_name: "Between", created_at, updated_at: created_at });
   await bench.json("pull-created", ["--since", "5m"]);
@@ -127,12 +125,12 @@ test("a narrow window leaves the watermark where it was, and the next run fills 
   );
 });
 
-test("a customer who is indexed seconds after the run comes with the next one", async (t) => {
-  const bench = await makeBench(t, { customers: inventCustomers(3), indexLagMs: 6_000 });
-  await bench.run("init-db");
+test("a customer who is indexed after the run comes with the next one", async (t) => {
+  const bench = await makeBench(t, { customers: inventCustomers(3), indexLagMs: 60_000 });
+  makeReady(bench);
   bench.square.create({ given_name: "Late" });
   assert.equal((await bench.json("pull-created")).inserted, 3);
-  await new Promise((resolve) => setTimeout(resolve, 6_000));
+  bench.square.set({ indexLagMs: 0 });
   assert.equal((await bench.json("pull-created")).inserted, 1);
 });
 
@@ -140,7 +138,7 @@ test("--until ends the window, and the watermark with it", async (t) => {
   const bench = await makeBench(t, {
     customers: inventCustomers(50, { from: "2026-01-01", to: "2026-03-01" }),
   });
-  await bench.run("init-db");
+  makeReady(bench);
   const { inserted } = await bench.json("pull-created", ["--until", "2026-02-01T00:00:00Z"]);
   assert.deepEqual(bench.rows(WATERMARK), [{ watermark: "2026-02-01T00:00:00.000Z" }]);
   assert.equal(Number(inserted) + Number((await bench.json("pull-created")).inserted), 50);
@@ -148,7 +146,7 @@ test("--until ends the window, and the watermark with it", async (t) => {
 
 test("the watermark is Square's time when this computer's clock is ahead", async (t) => {
   const bench = await makeBench(t, { now: () => Date.now() - 3_600_000 });
-  await bench.run("init-db");
+  makeReady(bench);
   const ended = await bench.run("pull-created");
   assert.match(
     ended.stderr,
@@ -159,25 +157,26 @@ test("the watermark is Square's time when this computer's clock is ahead", async
 });
 
 test("a file of one environment refuses another, before anything is asked", async (t) => {
-  const bench = await makeBench(t, { customers: inventCustomers(3) });
-  await bench.run("init-db");
-  await bench.json("pull-created");
-  const asked = bench.square.requests.length;
+  const bench = await makeBench(t);
+  makeReady(bench);
+  markRead(bench, "pull-created");
+  const before = hashOf(bench);
   const ended = await bench.run("pull-created", [], {
     SQUARE_BASE_URL: "",
     SQUARE_ENVIRONMENT: "production",
   });
+  assertSpeech(ended);
   assert.deepEqual([ended.code, ended.stdout], [2, ""]);
   assert.equal(
     ended.stderr,
     'pull-created: Cannot use "database.db": it holds customers of the offline Square, and this run is for production\nTry: another file with --db, or the other SQUARE_ENVIRONMENT\n',
   );
-  assert.equal(bench.square.requests.length, asked);
+  assert.equal(hashOf(bench), before);
 });
 
 test("a pulled customer whose reference_id is one unpushed row's is that row", async (t) => {
   const bench = await makeBench(t);
-  await bench.run("init-db");
+  makeReady(bench);
   bench.sql(`INSERT INTO customers (given_name, reference_id, source) VALUES
     ('Ann', 'crm-1', 'shop'), ('Two', 'same', 'shop'), ('Too', 'same', 'shop')`);
   const ann = bench.square.create({ given_name: "Ann", family_name: "Lee", reference_id: "crm-1" });

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { assertEqualSides, assertOneEach, loseReply, makeReady } from "../fixtures/campaign.ts";
 import { type Bench, makeBench } from "../fixtures/testing.ts";
 
 type PushedRow = { local_id: number; outcome: string; id: string | null; reason: string | null };
@@ -16,19 +17,27 @@ function addRows(bench: Bench, count: number): void {
 
 test("230 rows become 230 profiles in three bulk calls, are not sent again, and not pulled back as new", async (t) => {
   const bench = await makeBench(t);
-  await bench.run("init-db");
-  await bench.json("pull-created");
+  makeReady(bench);
   addRows(bench, 230);
-  const { requests } = bench.square;
+  let onDisk: unknown;
+  bench.square.set({
+    fault({ number }) {
+      if (number === 1)
+        onDisk = bench.rows(
+          "SELECT count(idempotency_key) AS keys, count(reference_id) AS refs, sum(idempotency_key = reference_id) AS same FROM customers",
+        );
+      return undefined;
+    },
+  });
   const first = await bench.json("push-new");
+  assert.deepEqual(onDisk, [{ keys: 230, refs: 230, same: 230 }]);
   assert.deepEqual(
     [first.selected, first.created, first.linked, first.refused, first.held, first.requests],
     [230, 230, 0, 0, 0, 3],
   );
-  const creates = requests.filter(({ operation }) => operation === "bulk-create");
   assert.deepEqual(
-    creates.map((request) => request.creates),
-    [100, 100, 30],
+    bench.square.requests.map(({ operation, creates }) => [operation, creates]),
+    [100, 100, 30].map((creates) => ["bulk-create", creates]),
   );
   const second = await bench.json("push-new");
   assert.deepEqual([second.selected, second.requests], [0, 0]);
@@ -40,27 +49,9 @@ test("230 rows become 230 profiles in three bulk calls, are not sent again, and 
   );
 });
 
-test("keys and reference ids are on disk before the first request", async (t) => {
-  const bench = await makeBench(t);
-  await bench.run("init-db");
-  addRows(bench, 130);
-  let seen: unknown;
-  bench.square.set({
-    fault: ({ operation, number }) => {
-      if (operation === "bulk-create" && number === 1)
-        seen = bench.rows(
-          "SELECT count(idempotency_key) AS keys, count(reference_id) AS refs, sum(idempotency_key = reference_id) AS same FROM customers",
-        );
-      return undefined;
-    },
-  });
-  await bench.json("push-new");
-  assert.deepEqual(seen, [{ keys: 130, refs: 130, same: 130 }]);
-});
-
 test("--batch-size 1 calls CreateCustomer once for each row", async (t) => {
   const bench = await makeBench(t);
-  await bench.run("init-db");
+  makeReady(bench);
   addRows(bench, 3);
   assert.equal((await bench.json("push-new", ["--batch-size", "1"])).created, 3);
   assert.deepEqual(
@@ -71,7 +62,7 @@ test("--batch-size 1 calls CreateCustomer once for each row", async (t) => {
 
 test("a bad row stops no other: its reason is in the row, its key is cleared, the exit code is 3", async (t) => {
   const bench = await makeBench(t);
-  await bench.run("init-db");
+  makeReady(bench);
   bench.sql(`INSERT INTO customers (given_name, email_address, phone_number, note) VALUES
     ('Good', NULL, NULL, NULL), ('Checked', 'nonsense', NULL, NULL), ('Square', NULL, '000000000', NULL)`);
   bench.square.set({
@@ -132,7 +123,7 @@ test("a bad row stops no other: its reason is in the row, its key is cleared, th
 
 test("a row that makes Square refuse the whole call is found, and the others are created", async (t) => {
   const bench = await makeBench(t);
-  await bench.run("init-db");
+  makeReady(bench);
   addRows(bench, 9);
   // A region to the runtime, and no country to Square.
   bench.sql("UPDATE customers SET country = 'EU' WHERE local_id = 4");
@@ -143,10 +134,9 @@ test("a row that makes Square refuse the whole call is found, and the others are
 
 test("a row whose email or phone is a customer's already is held, and --allow-duplicates sends it", async (t) => {
   const bench = await makeBench(t);
-  bench.square.create({ given_name: "Ann", email_address: "ann@example.com" });
-  const bob = bench.square.create({ given_name: "Bob", phone_number: "+44 7911 123456" });
-  await bench.run("init-db");
-  await bench.json("pull-created");
+  makeReady(bench);
+  bench.sql(`INSERT INTO customers (id, given_name, email_address, phone_number) VALUES
+    ('ANN', 'Ann', 'ann@example.com', NULL), ('BOB', 'Bob', NULL, '+44 7911 123456')`);
   bench.sql(`INSERT INTO customers (given_name, email_address, phone_number) VALUES
     ('Ann', ' ANN@Example.com', NULL), ('Bob', NULL, '07911 123456'), ('Eve', NULL, '+1 206 555 0100'),
     ('Eva', NULL, '(206) 555-0100'), ('Eli', NULL, '+1 306 555 0100')`);
@@ -161,7 +151,7 @@ test("a row whose email or phone is a customer's already is held, and --allow-du
       [7, "created"],
     ],
   );
-  assert.equal(rowsOf(pushed)[1]?.reason, `customer ${bob.id} has the same email or phone`);
+  assert.equal(rowsOf(pushed)[1]?.reason, "customer BOB has the same email or phone");
   assert.equal(
     bench.rows("SELECT push_error FROM customers WHERE local_id = 6")[0]?.push_error,
     "row 5 has the same email or phone",
@@ -172,37 +162,33 @@ test("a row whose email or phone is a customer's already is held, and --allow-du
 
 test("--source, --created-since and --limit narrow what is sent", async (t) => {
   const bench = await makeBench(t);
-  await bench.run("init-db");
+  makeReady(bench);
   addRows(bench, 10);
   bench.sql("UPDATE customers SET created_at = '2020-01-01 10:00:00' WHERE local_id <= 4");
-  assert.equal((await bench.json("push-new", ["--source", "even", "--limit", "2"])).created, 2);
-  assert.equal(
-    (await bench.json("push-new", ["--created-since", "1h", "--source", "odd"])).created,
-    3,
-  );
-  assert.equal(
-    (await bench.json("push-new", ["--created-since", "2019-12-31", "--limit", "1"])).created,
-    1,
-  );
-  assert.equal((await bench.json("push-new", ["--source", "none"])).selected, 0);
-  assert.equal((await bench.json("push-new", ["--created-since", "last"])).created, 4);
+  const count = async (...narrow: string[]) => {
+    const { selected, created } = await bench.json("push-new", narrow);
+    assert.equal(created, selected);
+    return created;
+  };
+  assert.equal(await count("--created-since", "1h", "--source", "odd"), 3);
+  assert.equal(await count("--created-since", "2019-12-31", "--limit", "1"), 1);
+  assert.equal(await count("--created-since", "last"), 6);
   bench.sql("INSERT INTO customers (given_name, created_at) VALUES ('Old', '2020-01-01')");
-  assert.equal((await bench.json("push-new", ["--created-since", "last"])).selected, 0);
-  assert.equal((await bench.json("push-new")).created, 1);
+  assert.equal(await count("--created-since", "last"), 0);
 });
 
 test("rows that were refused do not use up the limit of the next run", async (t) => {
   const bench = await makeBench(t);
-  await bench.run("init-db");
-  bench.sql("INSERT INTO customers (note) VALUES ('nobody'), ('nobody')");
+  makeReady(bench);
+  bench.sql(`INSERT INTO customers (note, push_error)
+    VALUES ('nobody', 'no name'), ('nobody', 'no name')`);
   addRows(bench, 2);
-  await bench.json("push-new", ["--limit", "2"], 3);
   assert.equal((await bench.json("push-new", ["--limit", "2"])).created, 2);
 });
 
 test("--dry-run says what would be sent and changes not a byte on either side", async (t) => {
   const bench = await makeBench(t);
-  await bench.run("init-db");
+  makeReady(bench);
   bench.sql(`INSERT INTO customers (given_name, reference_id, idempotency_key, country) VALUES
     ('Ann' || char(27) || '[31m', 'crm-1', NULL, 'us'), ('Bob', 'crm-2', 'key-2', NULL), (NULL, NULL, NULL, NULL)`);
   const before = readFileSync(join(bench.folder, "database.db"));
@@ -229,12 +215,9 @@ test("--dry-run says what would be sent and changes not a byte on either side", 
 
 test("a row in doubt is looked up and linked, also when it was edited since, and never doubled", async (t) => {
   const bench = await makeBench(t);
-  await bench.run("init-db");
+  makeReady(bench);
   addRows(bench, 3);
-  bench.square.set({
-    fault: ({ operation }) =>
-      operation === "bulk-create" ? { kind: "html", status: 400, after: true } : undefined,
-  });
+  bench.square.set({ fault: () => ({ kind: "html", status: 400, after: true }) });
   const lost = await bench.run("push-new", ["--limit", "1", "--batch-size", "2"]);
   assert.equal(lost.code, 1);
   bench.square.set({ fault: undefined });
@@ -246,36 +229,25 @@ test("a row in doubt is looked up and linked, also when it was edited since, and
 
 test("a row that was edited after a lost reply waits for the search, and is not created twice", async (t) => {
   const bench = await makeBench(t, { indexLagMs: 60_000 });
-  await bench.run("init-db");
+  makeReady(bench);
   addRows(bench, 1);
-  bench.sql("UPDATE customers SET idempotency_key = 'k1', reference_id = 'k1'");
-  const headers = { authorization: "Bearer offline-token", "content-type": "application/json" };
-  const body = JSON.stringify({
-    idempotency_key: "k1",
-    reference_id: "k1",
-    given_name: "Name 1",
-    email_address: "name1@example.com",
-  });
-  await fetch(`${bench.square.url}/v2/customers`, { method: "POST", headers, body });
-  bench.sql("UPDATE customers SET given_name = 'Edited'");
+  await loseReply(bench, 1);
+  bench.sql("UPDATE customers SET note = 'edited', nickname = 'E'");
   const held = await bench.json("push-new", [], 3);
   assert.deepEqual([held.held, bench.square.customers.size], [1, 1]);
   bench.square.set({ indexLagMs: 0 });
   assert.equal((await bench.json("push-new")).linked, 1);
-  assert.equal(bench.square.customers.size, 1);
+  assertOneEach(bench, ["Name 1"]);
+  assertEqualSides(bench);
 });
 
 test("a row in doubt is not taken for another customer with the same reference_id", async (t) => {
   const bench = await makeBench(t);
-  await bench.run("init-db");
-  bench.sql("INSERT INTO customers (given_name, reference_id) VALUES ('Ann', 'web-shop')");
-  await bench.json("push-new");
-  bench.sql(`INSERT INTO customers (given_name, reference_id, idempotency_key)
-    VALUES ('Bob', 'web-shop', 'k1')`);
+  makeReady(bench);
+  const ann = bench.square.create({ given_name: "Ann", reference_id: "web-shop" });
+  bench.sql(`INSERT INTO customers (id, given_name, reference_id, idempotency_key) VALUES
+    ('${ann.id}', 'Ann', 'web-shop', 'k0'), (NULL, 'Bob', 'web-shop', 'k1')`);
   assert.equal((await bench.json("push-new")).created, 1);
-  assert.deepEqual(bench.rows("SELECT given_name, id IS NULL AS lost FROM customers"), [
-    { given_name: "Ann", lost: 0 },
-    { given_name: "Bob", lost: 0 },
-  ]);
+  assertOneEach(bench, ["Ann", "Bob"]);
   assert.equal(bench.square.customers.size, 2);
 });

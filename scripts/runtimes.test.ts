@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { after, type TestContext, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { SquareEnvironment } from "square";
+import { makeReady } from "../fixtures/campaign.ts";
 import { inventCustomers } from "../fixtures/square.ts";
 import { makeBench, PROJECT, pathWith, putFile, RUNTIME, toCommand } from "../fixtures/testing.ts";
 
@@ -89,8 +90,7 @@ test(`under ${RUNTIME}, each exit code is what it promises`, async (t) => {
     assert.equal(ended.code, code, ended.stderr);
     assert.match(ended.stderr, new RegExp(`^${script}: `));
   };
-  await expectCode(2, "pull-created"); // there is no file
-  await bench.run("init-db");
+  makeReady(bench);
   await expectCode(2, "pull-created", { SQUARE_ACCESS_TOKEN: "" });
   await expectCode(4, "pull-created", { SQUARE_ACCESS_TOKEN: "nobody" });
   bench.sql("INSERT INTO customers (given_name, email_address) VALUES ('Eve', 'no address')");
@@ -142,7 +142,7 @@ test(`under ${RUNTIME}, a killed script does not hold its lock for ever`, onPosi
 /** A pull that holds the lock and waits for an answer, which takes a minute. */
 async function makeWaiting(t: TestContext) {
   const bench = await makeBench(t, { customers: inventCustomers(5), latencyMs: 60_000 });
-  await bench.run("init-db");
+  makeReady(bench);
   const running = bench.start("pull-created");
   while (bench.square.requests.length === 0 && running.child.exitCode === null) await sleep(20);
   const lock = fs.readFileSync(join(bench.folder, "database.db.lock"), "utf8");
@@ -159,7 +159,7 @@ const onTerminal = {
 
 test(`under ${RUNTIME}, a terminal gets a bar, and gets its line back`, onTerminal, async (t) => {
   const bench = await makeBench(t, { customers: inventCustomers(500), latencyMs: 400 });
-  await bench.run("init-db");
+  makeReady(bench);
   const command = [...toCommand("pull-created", bench.square), "--concurrency", "1"];
   const line = command.map((word) => `'${word}'`).join(" ");
   const { code, stdout } = await bench.launch([script, "-qec", line, "/dev/null"]).ended;
@@ -176,15 +176,15 @@ test(`under ${RUNTIME}, a terminal gets a bar, and gets its line back`, onTermin
 const asCommand = { skip: onPosix.skip || (RUNTIME !== "tsx" && "they are run by tsx") };
 
 test("the scripts are executable, and run where tsx is on the PATH", asCommand, async (t) => {
-  const bench = await makeBench(t, { customers: inventCustomers(5) });
-  const env = { PATH: pathWith(join(PROJECT, "node_modules", ".bin")) };
-  for (const script of SCRIPTS) {
-    const file = join(PROJECT, "scripts", `${script}.ts`);
+  const bench = await makeBench(t);
+  const files = SCRIPTS.map((script) => join(PROJECT, "scripts", `${script}.ts`));
+  for (const file of files) {
     assert.match(fs.readFileSync(file, "utf8"), /^#!\/usr\/bin\/env tsx\n/);
-    const args = script.startsWith("pull") ? ["--since", "5m"] : [];
-    const { code, stderr } = await bench.launch([file, ...args], env).ended;
-    assert.deepEqual([code, stderr], [0, ""], script);
+    fs.accessSync(file, fs.constants.X_OK);
   }
+  const env = { PATH: pathWith(join(PROJECT, "node_modules", ".bin")) };
+  const { code, stderr } = await bench.launch(files.slice(0, 1), env).ended;
+  assert.deepEqual([code, stderr], [0, ""]);
 });
 
 // ---- The deno lines ----
@@ -293,13 +293,13 @@ for (const script of SCRIPTS)
       if (script !== "init-db") fs.copyFileSync(join(bench.folder, "database.db"), path);
       const before = fs.existsSync(path) ? fs.readFileSync(path, "utf8") : undefined;
       bench.square.requests.length = 0;
-      const ended = await bench.launch([deno, ...words], env, project).ended;
+      const ended = await bench.launch([deno, ...words], env, { cwd: project }).ended;
       const after = fs.existsSync(path) ? fs.readFileSync(path, "utf8") : undefined;
       return { ...ended, isSaved: before !== after };
     }
     const asked = () => bench.square.requests.length;
 
-    await bench.run("init-db");
+    makeReady(bench);
     bench.sql("INSERT INTO customers (given_name) VALUES ('Ada')");
     const whole = await run(line);
     assert.deepEqual([whole.code, whole.stderr, whole.isSaved], [0, "", true]);
@@ -352,7 +352,7 @@ test(
     const [, ...line] = readLine("init-db");
     const narrow = line.map((word) => word.replace("--allow-read=.", `--allow-read=${reads}`));
     fs.rmSync(join(project, "database.db"), { force: true });
-    const { code, stderr } = await bench.launch([deno, ...narrow], {}, project).ended;
+    const { code, stderr } = await bench.launch([deno, ...narrow], {}, { cwd: project }).ended;
     assert.equal(code, 1);
     assert.match(
       stderr,
