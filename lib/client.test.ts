@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { createServer } from "node:http";
+import { once } from "node:events";
+import { createServer, type Server } from "node:http";
 import { json } from "node:stream/consumers";
 import { test } from "node:test";
 import { SquareClient, SquareEnvironment, serialization } from "square";
@@ -27,6 +28,13 @@ const ROW = {
   country: "GB",
 };
 
+async function listen(server: Server): Promise<string> {
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const address = server.address();
+  return `http://127.0.0.1:${typeof address === "object" ? address?.port : ""}`;
+}
+
 /** What both clients send for the same calls, as a server sees it. */
 async function recordBoth(
   ours: (square: Square) => Promise<unknown>,
@@ -39,10 +47,8 @@ async function recordBoth(
     asked.push({ method, url, authorization, type, version, body: await json(request) });
     const customer = { id: "A" };
     response.end(JSON.stringify({ customer, responses: { "key-1": { customer } } }));
-  }).listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  const address = server.address();
-  const baseUrl = `http://127.0.0.1:${typeof address === "object" ? address?.port : ""}`;
+  });
+  const baseUrl = await listen(server);
   const stop = new AbortController();
   try {
     const account = { environment: "offline", token: "a-token", baseUrl } as const;
@@ -61,17 +67,17 @@ test("the hosts are those of the square package", () => {
 });
 
 test("each field is one that the square package knows, and each that is sent one that it sends", () => {
-  const { Customer, BulkCreateCustomerData, Address, CustomerTaxIds, CustomerPreferences } =
-    serialization;
-  const parents = { address: Address, tax_ids: CustomerTaxIds, preferences: CustomerPreferences };
-  const known = (schema: typeof Customer | typeof Address) =>
-    schema._getRawProperties() as string[];
-  for (const { column, square = column, under, sent } of FIELDS) {
-    const [, parent] = Object.entries(parents).find(([name]) => name === under) ?? [];
-    assert.ok(known(Customer).includes(under ?? square), column);
-    if (parent) assert.ok((parent._getRawProperties() as string[]).includes(square), column);
-    if (sent)
-      assert.ok((BulkCreateCustomerData._getRawProperties() as string[]).includes(under ?? square));
+  const names = (schema: { _getRawProperties(): string[] }) => schema._getRawProperties();
+  const { Customer, BulkCreateCustomerData } = serialization;
+  const parents: Record<string, string[]> = {
+    address: names(serialization.Address),
+    tax_ids: names(serialization.CustomerTaxIds),
+    preferences: names(serialization.CustomerPreferences),
+  };
+  for (const { column, square = column, under = square, sent } of FIELDS) {
+    assert.ok(names(Customer).includes(under), column);
+    if (under !== square) assert.ok(parents[under]?.includes(square), column);
+    if (sent) assert.ok(names(BulkCreateCustomerData).includes(under), column);
   }
 });
 
@@ -117,4 +123,26 @@ test("a row goes over the wire as the square package sends it, alone and in bulk
     (client) => client.customers.create({ ...data.value, idempotencyKey: "key-1" } as object),
   );
   assert.deepEqual(one, their);
+});
+
+test("a redirect is not followed, and the token goes to no other host", async () => {
+  let isVisited = false;
+  const other = createServer((_, response) => {
+    isVisited = true;
+    response.end("{}");
+  });
+  const elsewhere = await listen(other);
+  const square = createServer((_, response) => {
+    response.writeHead(307, { Location: elsewhere }).end();
+  });
+  const account = { environment: "offline", token: "a", baseUrl: await listen(square) } as const;
+  const { signal } = new AbortController();
+  await assert.rejects(connectSquare(account, 1, signal, () => {}).searchCustomers({}), {
+    message: "Cannot get an answer: Square says status 307",
+  });
+  for (const server of [square, other]) {
+    server.close();
+    server.closeAllConnections();
+  }
+  assert.equal(isVisited, false);
 });

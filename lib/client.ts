@@ -173,7 +173,9 @@ export function connectSquare(
           "Square-Version": SQUARE_VERSION,
         },
         body: JSON.stringify(body),
-        redirect: "error", // it would take customers to a host that nobody named
+        // Not followed: it would take customers to a host that nobody named. And not "error": with that,
+        // Node 20 goes on waiting for a body that stalls, whatever the signal says.
+        redirect: "manual",
         signal: attempt.signal,
       });
       const json = toJson(await response.text());
