@@ -8,7 +8,7 @@ import { codeOf, EXIT, type ExitCode, SyncError, toPrintable } from "./errors.ts
 import { toInstant } from "./window.ts";
 
 // Held to package.json by a test; Deno may not read that from everywhere.
-const VERSION = "1.0.0";
+const VERSION = "1.0.1";
 
 const BAR_AFTER_MS = 1_000; // what is over sooner needs no bar
 const BAR = "{bar} {value}/{total} customers, {rate} a second, {eta_formatted} left";

@@ -13,9 +13,9 @@ import {
   markRead,
   nthRequest,
   readWatermark,
-  toRecord,
   WATERMARK,
 } from "../fixtures/campaign.ts";
+import { toRecord } from "../fixtures/rules.ts";
 import { type Fault, inventCustomers, type OfflineSquareOptions } from "../fixtures/square.ts";
 import { type Bench, type Ended, makeBench, TOKEN } from "../fixtures/testing.ts";
 
@@ -237,6 +237,13 @@ describe("Faults", { concurrency: true }, () => {
       it("a pull without the permission to read ends with 4", async (t) => {
         const run = await pull(t, undefined, { tokens: { [TOKEN]: ["CUSTOMERS_WRITE"] } });
         assertUntouched(run, 4, /INSUFFICIENT_SCOPES/);
+      });
+
+      it("a push without the permission to write ends with 4, and carries on once it has it", async (t) => {
+        const refused = () => status(403, "INSUFFICIENT_SCOPES");
+        const run = await push(t, refused);
+        assert.equal(run.bench.square.customers.size, 0);
+        await assertCarriesOn(run, 4, /INSUFFICIENT_SCOPES/);
       });
 
       it("a pull whose cursor expires for ever ends with 1", async (t) => {

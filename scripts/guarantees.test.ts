@@ -11,17 +11,17 @@ import {
   assertSpeech,
   hashOf,
   killAtRequest,
-  killAtStart,
   killDuringSave,
   loseReply,
   makeReady,
   markRead,
   nthRequest,
   readWatermark,
+  stopAtStart,
   WATERMARK,
 } from "../fixtures/campaign.ts";
 import { inventCustomers } from "../fixtures/square.ts";
-import { type Bench, makeBench, putFile } from "../fixtures/testing.ts";
+import { type Bench, makeBench } from "../fixtures/testing.ts";
 
 const PULLS = ["pull-created", "pull-updated"];
 const CUSTOMERS = inventCustomers(250, { from: "2026-02-01", to: "2026-06-01" });
@@ -37,9 +37,13 @@ const TABLE_2018 = `
     ('A', '2018-08-01T00:00:00Z', '2018-08-02T00:00:00Z', 'Ada L.'),
     (NULL, NULL, NULL, 'Bob')`;
 
-/** Stops both pulls at the same point, and holds the file to not having noticed. */
-async function stopPulls(bench: Bench, stop: (script: string) => Promise<unknown>): Promise<void> {
-  for (const script of PULLS) {
+/** Stops pulls at the same point, and holds the file to not having noticed. */
+async function stopPulls(
+  bench: Bench,
+  stop: (script: string) => Promise<unknown>,
+  pulls = PULLS,
+): Promise<void> {
+  for (const script of pulls) {
     const before = hashOf(bench);
     await stop(script);
     assert.equal(hashOf(bench), before);
@@ -114,7 +118,7 @@ describe("Guarantees", { concurrency: 2 }, () => {
     const bench = await makeBench(t);
     bench.sql(TABLE_2018);
     const before = hashOf(bench);
-    await killAtStart(bench, "init-db");
+    await stopAtStart(bench, "init-db", "SIGKILL");
     assert.equal(hashOf(bench), before);
     await assertUpgraded(bench);
   });
@@ -133,20 +137,18 @@ describe("Guarantees", { concurrency: 2 }, () => {
     const bench = await makeBench(t);
     bench.sql(TABLE_2018);
     const before = hashOf(bench);
-    putFile(bench, "database.db.lock", `${process.pid} another script that is at work`);
-    const { child, ended } = bench.start("init-db");
-    setTimeout(() => child.kill("SIGTERM"), 3_500);
-    const end = await ended;
+    const end = await stopAtStart(bench, "init-db", "SIGTERM");
     assert.deepEqual([end.code, end.signal], [143, null], end.stderr);
     assert.equal(hashOf(bench), before);
-    assert.equal(existsSync(join(bench.folder, "database.db.lock")), true);
+    assertTidy(bench);
+    await assertUpgraded(bench);
   });
 
   it("pull, killed before its first request", async (t) => {
     const bench = await makePullBench(t);
-    await stopPulls(bench, (script) => killAtStart(bench, script));
+    await stopPulls(bench, (script) => stopAtStart(bench, script, "SIGKILL"), ["pull-updated"]);
     assert.equal(bench.square.requests.length, 0);
-    await assertPullCarriesOn(bench, "pull-created");
+    await assertPullCarriesOn(bench, "pull-updated");
   });
 
   it("pull, killed between two pages", async (t) => {
@@ -157,14 +159,15 @@ describe("Guarantees", { concurrency: 2 }, () => {
 
   it("pull, killed after the last page and before its save", async (t) => {
     const bench = await makePullBench(t);
-    await stopPulls(bench, (script) => killAtRequest(bench, script, [], "search", 3, "answered"));
+    const stop = (script: string) => killAtRequest(bench, script, [], "search", 3, "answered");
+    await stopPulls(bench, stop, ["pull-created"]);
     await assertPullCarriesOn(bench, "pull-created");
   });
 
   it("pull, killed during its save", async (t) => {
     const bench = await makePullBench(t);
     addBallast(bench);
-    await stopPulls(bench, (script) => killDuringSave(bench, script));
+    await stopPulls(bench, (script) => killDuringSave(bench, script), ["pull-updated"]);
     await assertPullCarriesOn(bench, "pull-updated");
   });
 
@@ -178,7 +181,7 @@ describe("Guarantees", { concurrency: 2 }, () => {
 
   it("push-new, killed before its first request", async (t) => {
     const { bench, names } = await makePushBench(t);
-    await killAtStart(bench, "push-new");
+    await stopAtStart(bench, "push-new", "SIGKILL");
     assert.equal(bench.square.requests.length, 0);
     assert.equal(bench.rows("SELECT given_name FROM customers").length, names.length);
     await assertPushCarriesOn(bench, names);
