@@ -46,7 +46,7 @@ async function recordBoth(
     const { method, url } = request;
     asked.push({ method, url, authorization, type, version, body: await json(request) });
     const customer = { id: "A" };
-    response.end(JSON.stringify({ customer, responses: { "key-1": { customer } } }));
+    response.end(JSON.stringify({ customers: [], customer, responses: { "key-1": { customer } } }));
   });
   const baseUrl = await listen(server);
   const stop = new AbortController();

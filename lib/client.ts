@@ -7,9 +7,9 @@ import { makePace } from "./pace.ts";
 /**
  * Square's hosts and the version of its API that the kit was written for, in the words of the `square`
  * package: a test holds them, and every request, to what that package sends. It is not loaded here. It
- * takes most of a second to load, and takes half a reply for an empty last page, one surprising field
- * for a reason to rename all others, one unknown country for a reason to send none of a hundred rows,
- * and waits for ever for a body that stalls.
+ * takes most of a second to load, and its typed calls take half a reply for the last page, rename all
+ * fields when one surprises them, refuse a hundred rows for one unknown country, and wait for ever for
+ * a body that stalls.
  */
 export const HOSTS = {
   production: "https://connect.squareup.com",
@@ -38,6 +38,8 @@ export type Page = { customers: Customer[]; cursor: string | undefined; count: n
 
 /** One of the `errors` in an answer: category, code, and perhaps detail and field. */
 export type SquareProblem = Record<string, unknown>;
+
+type Reply = Record<string, unknown>;
 
 /** What came of one row of a create. */
 export type Created = { customer: Customer } | { errors: SquareProblem[] };
@@ -69,7 +71,9 @@ export function has(errors: SquareProblem[], ...categories: string[]): boolean {
 
 /** Status, codes and fields; not the details, which can quote what a customer said. */
 export function toWords(status: number, errors: SquareProblem[]): string {
-  const words = errors.map(({ code, field }) => (field ? `${code} (${field})` : String(code)));
+  const words = errors.map(({ code = "UNKNOWN", field }) =>
+    field ? `${code} (${field})` : `${code}`,
+  );
   return [...new Set(words.length > 0 ? words : [`status ${status}`])].join(", ");
 }
 
@@ -90,41 +94,28 @@ export function connectSquare(
     sent: { requests: 0, retries: 0 },
     /** Square's clock at its first answer and ours at that moment, in milliseconds since 1970. */
     clock: undefined as { square: number; local: number } | undefined,
-    async searchCustomers(body: SearchRequest): Promise<Page> {
-      const isWhole = ({ customers = [] }) => Array.isArray(customers) && customers.every(hasId);
-      const { customers, cursor, count } = await send("/v2/customers/search", body, isWhole);
-      return {
-        customers: Array.isArray(customers) ? customers : [],
-        cursor: typeof cursor === "string" && cursor !== "" ? cursor : undefined,
-        count: Number(count) || 0,
-      };
-    },
+    searchCustomers: (body: SearchRequest): Promise<Page> =>
+      send("/v2/customers/search", body, toPage),
     /** @param customer with its `idempotency_key` */
-    async createCustomer(customer: Customer): Promise<Created> {
-      return toCreated(await send("/v2/customers", customer, ({ customer }) => hasId(customer)));
-    },
+    createCustomer: (customer: Customer): Promise<Created> =>
+      send("/v2/customers", customer, toCreated),
     /** @param customers 1 to 100 of them, by idempotency key */
-    async bulkCreateCustomers(customers: Record<string, Customer>) {
-      const toAll = ({ responses }: Record<string, unknown>) =>
-        Object.keys(customers).map((key) => {
-          const created = toCreated(isRecord(responses) ? responses[key] : undefined);
-          return [key, created] as const;
-        });
-      // An entry without an answer of its own says nothing of what became of it.
-      const isWhole = (reply: Record<string, unknown>) =>
-        toAll(reply).every(([, created]) => "customer" in created || created.errors.length > 0);
-      const reply = await send("/v2/customers/bulk-create", { customers }, isWhole);
-      return Object.fromEntries(toAll(reply));
-    },
+    bulkCreateCustomers: (customers: Record<string, Customer>): Promise<Record<string, Created>> =>
+      send("/v2/customers/bulk-create", { customers }, ({ responses }) => {
+        const created: Record<string, Created> = {};
+        for (const key of Object.keys(customers)) {
+          const answer = toCreated(isRecord(responses) ? responses[key] : undefined);
+          // An entry without an answer of its own says nothing of what became of it.
+          if (answer === undefined) return undefined;
+          created[key] = answer;
+        }
+        return created;
+      }),
   };
 
   // Every search only reads and every create carries a stored key, so whatever was asked may be asked
-  // again. What is not a whole answer is a failure, never an empty page.
-  async function send(
-    path: string,
-    body: object,
-    isWhole: (reply: Record<string, unknown>) => boolean,
-  ): Promise<Record<string, unknown>> {
+  // again. Where toAnswer returns undefined the answer is not whole: a failure, never an empty page.
+  async function send<T>(path: string, body: object, toAnswer: (reply: Reply) => T | undefined) {
     let firstAt = 0;
     for (let attempt = 1; ; attempt++) {
       await pace.turn(stop);
@@ -138,7 +129,8 @@ export function connectSquare(
       const passes =
         isLimited || status === 408 || status >= 500 || status === 0 || has(errors, "API_ERROR");
       if (!passes && (status !== 200 || errors.length > 0)) throw new RefusedError(status, errors);
-      if (!passes && isRecord(json) && isWhole(json)) return json;
+      const answer = !passes && isRecord(json) ? toAnswer(json) : undefined;
+      if (answer !== undefined) return answer;
 
       const why = passes && status > 0 ? toWords(status, errors) : "no whole answer";
       const backoff = Math.min(BACKOFF_MS * 2 ** (attempt - 1), LONGEST_BACKOFF_MS);
@@ -146,7 +138,7 @@ export function connectSquare(
       const waitMs = Math.max(reply.retryAfterMs, backoff * (0.5 + Math.random()));
       if (Date.now() - firstAt + waitMs > BUDGET_MS)
         throw new SyncError(
-          `Cannot reach Square (${environment}): ${why}, ${attempt} times`,
+          `Cannot reach Square (${environment}): ${why} (tries: ${attempt})`,
           EXIT.later,
           "run it again later; check the network and https://www.issquareup.com",
           reply.cause,
@@ -178,13 +170,15 @@ export function connectSquare(
         redirect: "manual",
         signal: attempt.signal,
       });
-      const json = toJson(await response.text());
+      // Of HTML, or half of the JSON, the status and toAnswer say what it means.
+      const json: unknown = await response.json().catch((error: unknown) => {
+        if (!(error instanceof SyntaxError)) throw error;
+      });
       const date = Date.parse(response.headers.get("date") ?? "") || Date.now();
       if (response.headers.has("date")) square.clock ??= { square: date, local: Date.now() };
-      const errors =
-        isRecord(json) && Array.isArray(json.errors) ? json.errors.filter(isRecord) : [];
       const retryAfterMs = toWaitMs(response.headers.get("retry-after") ?? "", date);
-      return { status: response.status, json, errors, retryAfterMs, cause: undefined };
+      const { status } = response;
+      return { status, json, errors: toErrors(json), retryAfterMs, cause: undefined };
     } catch (cause) {
       stop.throwIfAborted();
       // Deno may not go to that host, and may not the next time either.
@@ -205,22 +199,29 @@ export function connectSquare(
   return square;
 }
 
-function toCreated(reply: unknown): Created {
+// Nothing found is {}, but what says something else and names no customers is no page.
+function toPage({ customers, cursor, count, errors, ...others }: Reply): Page | undefined {
+  if (customers === undefined && Object.keys(others).length > 0) return undefined;
+  const found = customers === undefined ? [] : customers;
+  if (!Array.isArray(found) || !found.every(hasId)) return undefined;
+  const isLast = typeof cursor !== "string" || cursor === "";
+  return { customers: found, cursor: isLast ? undefined : cursor, count: Number(count) || 0 };
+}
+
+function toCreated(reply: unknown): Created | undefined {
   if (isRecord(reply) && hasId(reply.customer)) return { customer: reply.customer };
-  const errors = isRecord(reply) && Array.isArray(reply.errors) ? reply.errors : [];
-  return { errors: errors.filter(isRecord) };
+  const errors = toErrors(reply);
+  return errors.length > 0 ? { errors } : undefined;
+}
+
+// What stands under errors is an error, whatever its form.
+function toErrors(reply: unknown): SquareProblem[] {
+  const errors = isRecord(reply) ? (reply.errors ?? []) : [];
+  return [errors].flat().map((one) => (isRecord(one) ? one : {}));
 }
 
 function hasId(customer: unknown): customer is Customer {
   return isRecord(customer) && typeof customer.id === "string" && customer.id !== "";
-}
-
-function toJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined; // HTML, or half of the JSON: the status and the caller say what that means
-  }
 }
 
 // A number of seconds, or a date by Square's own clock.

@@ -10,7 +10,7 @@ import { toInstant } from "./window.ts";
 // Held to package.json by a test; Deno may not read that from everywhere.
 const VERSION = "1.0.1";
 
-const BAR_AFTER_MS = 1_000; // what is over sooner needs no bar
+const BAR_AFTER_S = 1; // what is over sooner needs no bar
 const BAR = "{bar} {value}/{total} customers, {rate} a second, {eta_formatted} left";
 
 type AllOptions = Record<string, Options>;
@@ -22,21 +22,13 @@ const COMMON = {
   verbose: { type: "boolean", default: false, describe: "Tell of retries and causes" },
 } as const satisfies AllOptions;
 
-/** The options of the pulls. A word that is no time is refused before anything is tried. */
+/** The options of the pulls. */
 export const PULL_OPTIONS = {
   since: {
-    type: "string",
+    ...timeOption("--since", "last, all, 90s, 5m, 24h, 1d, 2w, 2026-08-01 or an RFC 3339 time"),
     default: "last",
-    requiresArg: true,
-    describe: "last, all, 90s, 5m, 24h, 1d, 2w, 2026-08-01 or an RFC 3339 time",
-    coerce: (text: string) => checkTime("--since", text, "last", "all"),
   },
-  until: {
-    type: "string",
-    requiresArg: true,
-    describe: "The same without last and all [no end]",
-    coerce: (text: string) => checkTime("--until", text),
-  },
+  until: timeOption("--until", "The same without last and all [no end]"),
   concurrency: {
     ...countOption("--concurrency", 16, "Requests side by side; 1 = in order"),
     default: 4,
@@ -89,7 +81,7 @@ export async function runScript<const O extends AllOptions>(
   const bar = new SingleBar({ format: BAR, clearOnComplete: true }, Presets.shades_classic);
   // What is printed holds no token, and nothing that a terminal would obey.
   const toSafe = (text: string) => {
-    const safe = token === "" ? text : text.replaceAll(token, "(the token)");
+    const safe = token.length < 8 ? text : text.replaceAll(token, "(the token)");
     return `${safe.split("\n").map(toPrintable).join("\n")}\n`;
   };
   const say = (text: string) => process.stderr.write(toSafe(text));
@@ -119,7 +111,7 @@ export async function runScript<const O extends AllOptions>(
       warn: (text) => !quiet && say(`${name}: ${text}`),
       progress(done, total) {
         const seconds = (Date.now() - startedAt) / 1e3;
-        if (quiet || !process.stderr.isTTY || seconds * 1e3 < BAR_AFTER_MS) return;
+        if (quiet || stop.signal.aborted || !process.stderr.isTTY || seconds < BAR_AFTER_S) return;
         const rate = { rate: Math.round(done / seconds) };
         if (!bar.isActive) bar.start(total, done, rate);
         bar.setTotal(Math.max(total, done));
@@ -150,9 +142,15 @@ async function readOptions<O extends AllOptions>(
   all: O,
   { name, purpose, examples, exitCodes }: Omit<Manual<O>, "options" | "needsSquare">,
 ): Promise<InferredOptionTypes<O> | undefined> {
-  let printed = "";
-  let problem: unknown;
-  const options = await yargs()
+  const given = process.argv.slice(2);
+  // yargs takes --dry-run=1 for false, and would push.
+  const odd = given.find((word) => {
+    const [option = "", value] = word.replace(/^-+/, "").split("=", 2);
+    return value !== undefined && all[option]?.type === "boolean" && !/^(true|false)$/.test(value);
+  });
+  if (odd !== undefined)
+    throw new SyncError(`Cannot use ${odd}: it takes no value`, EXIT.usage, `${name} --help`);
+  const options = await yargs(given)
     .scriptName(name)
     .usage(`${name} ${purpose}`)
     .options(all)
@@ -161,22 +159,22 @@ async function readOptions<O extends AllOptions>(
     .version(VERSION)
     .strict()
     .demandCommand(0, 0)
-    .parserConfiguration({ "duplicate-arguments-array": false })
+    .parserConfiguration({
+      "duplicate-arguments-array": false,
+      "boolean-negation": false,
+      "camel-case-expansion": false,
+      "dot-notation": false,
+    })
     .detectLocale(false)
     .exitProcess(false)
     .wrap(80)
-    .parseAsync(process.argv.slice(2), {}, (error, _, output) => {
-      problem = error;
-      printed = output;
-    });
-  if (problem instanceof Error) {
-    // yargs hands on what a check of ours said under another class.
-    const said = problem.message;
-    const message = said.startsWith("Cannot") ? said : `Cannot use these options: ${said}`;
-    throw new SyncError(message, EXIT.usage, `${name} --help`);
-  }
-  if (printed !== "") process.stdout.write(`${printed}\n`);
-  return printed === "" ? (options as unknown as InferredOptionTypes<O>) : undefined;
+    .fail((said) => {
+      const message = said.startsWith("Cannot") ? said : `Cannot use these options: ${said}`;
+      throw new SyncError(message, EXIT.usage, `${name} --help`);
+    })
+    .parseAsync();
+  const isPrinted = "help" in options || "version" in options;
+  return isPrinted ? undefined : (options as unknown as InferredOptionTypes<O>);
 }
 
 /** Reads the environment, then `.env`. @throws SyncError (usage) with all that is wrong, at once */
@@ -190,10 +188,12 @@ function readConfiguration(
   const named = read("SQUARE_ENVIRONMENT") || "sandbox";
   const baseUrl = read("SQUARE_BASE_URL");
   const isKnown = named === "sandbox" || named === "production";
+  // What may be wrong, and whether it is.
   const problems = {
     "SQUARE_ACCESS_TOKEN is not set (no account yet? npm run demo needs none)": token === "",
     "SQUARE_ACCESS_TOKEN holds a character that no token has": !/^[\x21-\x7e]*$/.test(token),
-    [`SQUARE_ENVIRONMENT is ${JSON.stringify(named)}, not sandbox or production`]: !isKnown,
+    // Not what it is: that may be a token in the wrong line.
+    "SQUARE_ENVIRONMENT is not sandbox or production": !isKnown,
     "SQUARE_BASE_URL is no https address (plain http: for this computer only)":
       baseUrl !== "" && !isSafeUrl(baseUrl),
   };
@@ -234,9 +234,14 @@ function isSafeUrl(text: string): boolean {
   return protocol === "https:" || (protocol === "http:" && isHere);
 }
 
-function checkTime(option: string, text: string, ...words: string[]): string {
-  if (!words.includes(text)) toInstant(option, text, Date.now());
-  return text;
+/** An option that takes a time: what is none is refused before anything is tried. */
+export function timeOption(option: string, describe: string) {
+  const coerce = (text: string): string => {
+    const isWord = option !== "--until" && ["last", "all"].includes(text);
+    if (!isWord) toInstant(option, text, Date.now());
+    return text;
+  };
+  return { type: "string", requiresArg: true, describe, coerce } as const;
 }
 
 /** An option that takes a whole number from 1 to `most`. */

@@ -9,9 +9,13 @@ const SCHEMA_VERSION = 1;
 // Whose customers a file holds: marked in its header ("SQC" and a number) before the first is in it.
 const ENVIRONMENTS = ["sandbox", "production", "offline"];
 const FIRST_MARK = 0x53514301;
-const SPOKEN: Record<string, string> = { sandbox: "the sandbox", offline: "the offline Square" };
+const IN_A_SENTENCE: Record<string, string> = {
+  sandbox: "the sandbox",
+  offline: "the offline Square",
+};
 
-// Grows with every row and table that a step touches: a step that touched none needs no new file.
+// Grows with every row (total_changes), table, column and version that a step touches: a step that
+// touched none needs no new file.
 const TOUCHED = `SELECT total_changes() + schema_version + user_version
   FROM pragma_schema_version, pragma_user_version`;
 
@@ -52,7 +56,8 @@ export async function openDatabase(
       const [health] = readRows(db, "PRAGMA quick_check(1)");
       if (health?.quick_check !== "ok") throw new Error(String(health?.quick_check));
     } catch (cause) {
-      const message = `Cannot open "${name}": it is damaged, or no SQLite database`;
+      const why = cause instanceof Error ? cause.message : String(cause);
+      const message = `Cannot open "${name}": it is damaged, or no SQLite database (${why})`;
       const next = `sqlite3 "${name}" "PRAGMA integrity_check", or a backup`;
       throw new SyncError(message, EXIT.failed, next, cause);
     }
@@ -115,7 +120,7 @@ export function checkReady(environment: string): Check {
     owners.push(ENVIRONMENTS[readNumber(db, "PRAGMA application_id") - FIRST_MARK] ?? environment);
     // The ids of one Square mean nothing to another: every customer would be there twice.
     const other = owners.find((name) => name !== environment);
-    const toThe = (name = "") => SPOKEN[name] ?? name;
+    const toThe = (name = "") => IN_A_SENTENCE[name] ?? name;
     const state = `it holds customers of ${toThe(other)}, and this run is for ${toThe(environment)}`;
     const next = "another file with --db, or the other SQUARE_ENVIRONMENT";
     if (other !== undefined) throw refusal(path, state, next);
@@ -144,7 +149,7 @@ const UPSERT = `
   VALUES (${COLUMNS.map(() => "?").join(", ")}, ?)
   ON CONFLICT (id) DO UPDATE SET
     (${SET.join(", ")}, synced_at) = (${toSet("excluded")}, excluded.synced_at)
-  WHERE coalesce(excluded.version >= customers.version, TRUE)
+  WHERE coalesce(excluded.version, -1) >= coalesce(customers.version, -1)
     AND (${toSet("customers")}) IS NOT (${toSet("excluded")})`;
 
 /**
@@ -183,18 +188,18 @@ export function linkRow(db: SqlDatabase, column: string, name: Value, id: Value)
  * Which row that Square lacks goes by a reference_id: its own, or the key that push-new gave it. What
  * several rows share, in Square or not, is the name of none of them.
  */
-export function readUnpushed(db: SqlDatabase): Map<Value, number> {
+export function readUnpushed(db: SqlDatabase): Map<Value, string> {
   // NULL is nobody's name either, and NULL NOT IN (nothing) is true.
   const rows = readRows(
     db,
-    `SELECT reference, min(local_id) AS local_id FROM (
+    `SELECT reference, CAST(min(local_id) AS TEXT) AS local_id FROM (
        SELECT reference_id AS reference, local_id FROM customers WHERE id IS NULL
        UNION SELECT idempotency_key, local_id FROM customers WHERE id IS NULL)
      WHERE reference IS NOT NULL AND reference NOT IN (
        SELECT reference_id FROM customers WHERE id IS NOT NULL AND reference_id IS NOT NULL)
      GROUP BY reference HAVING count(*) = 1`,
   );
-  return new Map(rows.map((row) => [String(row.reference), Number(row.local_id)]));
+  return new Map(rows.map((row) => [String(row.reference), String(row.local_id)]));
 }
 
 /** Adds a finished run to the history, in the same save as its customers. */

@@ -26,7 +26,8 @@ export async function lockFile(path: string, stop: AbortSignal) {
   const isHeld = () => read(lock).toString() === name;
   for (const started = Date.now(); ; await sleep(POLL_MS, undefined, { signal: stop })) {
     try {
-      // Two scripts may find it dead at once: both write their name and wait, and one name stays.
+      // Two scripts may find it dead at once. Both overwrite it and look again after a pause: the one
+      // whose name stayed has it.
       const flag = isDead(lock) ? "w" : "wx";
       fs.writeFileSync(lock, name, { flag, mode: 0o600 });
       if (flag === "wx") break;

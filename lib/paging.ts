@@ -4,7 +4,7 @@ import { type Customer, toTime } from "./mapping.ts";
 import type { Window } from "./window.ts";
 
 const PAGE_SIZE = 100; // the most that Square allows, and advisory
-const RESTARTS = 3; // a cursor lives for minutes: one that dies so often will not do
+const RESTARTS = 3; // a cursor lives for minutes: when it dies so often, the window cannot be read
 const READINGS = 3; // of a window in which fewer customers come than Square counted
 const SMALL_SLICE = 500; // customers; smaller ones cost more requests than they save
 const SLICES_PER_WORKER = 4; // so that none is left alone with a long last slice
@@ -12,9 +12,6 @@ const DENSE_MARGIN = 1.5; // a page is a small sample
 const OVERLAP_MS = 1_000; // Square does not say whether the ends of a time range are in it
 
 export type TimeField = "created_at" | "updated_at";
-
-/** A page of a slice; the last one says how many customers Square counted but never sent. */
-export type SlicePage = Page & { missing: number };
 
 /**
  * Yields the pages of one search, oldest customer first: the only order that does not move while
@@ -50,77 +47,61 @@ export async function* searchPages(square: Square, filter: object): AsyncGenerat
 }
 
 /**
- * Yields the pages of a window that is read in slices side by side, in no order: a layer over
- * {@linkcode searchPages} that can be taken away. No customer's `created_at` ever changes, so slices of
- * it hold every customer, whatever the window looks at. Each slice is held to Square's count of it.
+ * Reads a window in slices side by side, its pages in no order: a layer over {@linkcode searchPages}
+ * that can be taken away. No customer's `created_at` ever changes, so slices of it hold every customer,
+ * whatever the window looks at. Each slice is held to Square's count of it.
  * @param field what the window looks at
  * @param workers how many requests are under way at a time; 1 = one slice, in order
  * @param now where an open window is taken to end when it is divided, in milliseconds since 1970
+ * @param take is given each page's customers, and how many Square counts in the whole window
+ * @returns how many customers Square counted and never sent
  */
-export async function* searchSlices(
+export async function searchSlices(
   square: Square,
   field: TimeField,
   window: Window,
   workers: number,
   now: number,
-): AsyncGenerator<SlicePage> {
+  take: (customers: Customer[], total: number) => void,
+): Promise<number> {
   let total = 0;
   let missing = 0;
 
-  // A large slice goes on as parts of it. What comes through them is counted here too: else a customer
-  // who fell between two parts would not be missed.
-  async function* readSlice(slice: Window, isWhole: boolean): AsyncGenerator<SlicePage> {
-    for (let reading = 1; ; reading++) {
+  async function readSlice(slice: Window, takeAbove: (customers: Customer[]) => void) {
+    for (let reading = 1; reading <= READINGS; reading++) {
       const missingBefore = missing;
       const ids = new Set<unknown>();
       let counted = 0;
-      const take = (page: Page) => {
-        for (const { id } of page.customers) ids.add(id);
-        return { ...page, count: total, missing: 0 };
+      const takeHere = (customers: Customer[]) => {
+        for (const { id } of customers) ids.add(id);
+        takeAbove(customers);
       };
-      for await (const page of searchPages(square, toFilter(field, window, slice))) {
+      const filter = { [field]: toRange(window), created_at: toRange(slice) };
+      for await (const page of searchPages(square, filter)) {
         counted = Math.max(counted, page.count);
-        if (isWhole) total = counted;
-        yield take(page);
+        total = Math.max(total, counted);
+        takeHere(page.customers);
         const share = Math.max(SMALL_SLICE, total / (workers * SLICES_PER_WORKER));
         const left = counted - ids.size;
         const isLarge = workers > 1 && page.cursor !== undefined && left > 2 * share;
         const parts = isLarge ? divide(page, slice, now, left, Math.ceil(left / share)) : [];
         if (parts.length === 0) continue;
-        const readers = parts.map((part) => readSlice(part, false));
-        for await (const page of sideBySide(readers)) yield take(page);
+        // A large slice goes on as parts of it. What comes through them is counted here too: else a
+        // customer who fell between two parts would not be missed.
+        await Promise.all(parts.map((part) => readSlice(part, takeHere)));
         break;
       }
-      // Counted afresh each time: a deletion can move somebody over the edge of a page. And not again
-      // by the whole what a part has read again to no avail.
+      // Counted afresh each time: a deletion can move somebody over the edge of a page. What a part has
+      // read three times to no avail, the whole does not read again.
       const left = counted - ids.size;
       if (left <= 0 || missing > missingBefore) return;
-      if (reading < READINGS) continue;
-      missing += left;
-      return;
+      if (reading === READINGS) missing += left;
     }
   }
 
-  yield* readSlice(field === "created_at" ? window : { since: null, until: null }, true);
-  if (missing > 0) yield { customers: [], cursor: undefined, count: total, missing };
-}
-
-/** Yields from several generators side by side, from whichever has something first. */
-async function* sideBySide<T>(sources: AsyncGenerator<T>[]): AsyncGenerator<T> {
-  const read = (source: AsyncGenerator<T>) => {
-    const next = source.next().then((result) => ({ source, result }));
-    next.catch(() => {}); // thrown below, unless another one failed before
-    return next;
-  };
-  const coming = new Map(sources.map((source) => [source, read(source)]));
-  while (coming.size > 0) {
-    const { source, result } = await Promise.race(coming.values());
-    if (result.done) coming.delete(source);
-    else {
-      coming.set(source, read(source));
-      yield result.value;
-    }
-  }
+  const whole = field === "created_at" ? window : { since: null, until: null };
+  await readSlice(whole, (customers) => take(customers, total));
+  return missing;
 }
 
 /** Divides what follows a page of a slice into parts of equal time that overlap a little. */
@@ -146,11 +127,8 @@ function toMs(customer: Customer | undefined): number {
   return Date.parse(toTime(String(customer?.created_at)));
 }
 
-function toFilter(field: TimeField, window: Window, slice: Window): object {
-  const ranges = { [field]: window, created_at: slice };
-  const filters = Object.entries(ranges).map(([name, { since, until }]) => {
-    const range = { ...(since && { start_at: since }), ...(until && { end_at: until }) };
-    return [name, range] as const;
-  });
-  return Object.fromEntries(filters.filter(([, range]) => Object.keys(range).length > 0));
+// JSON leaves out what is undefined: an end that is open, a range that is all of time.
+function toRange({ since, until }: Window): object | undefined {
+  if (since === null && until === null) return undefined;
+  return { start_at: since ?? undefined, end_at: until ?? undefined };
 }

@@ -8,6 +8,7 @@ import {
   toWords,
 } from "./client.ts";
 import {
+  type Database,
   linkRow,
   markEnvironment,
   type Row,
@@ -15,18 +16,20 @@ import {
   readUnpushed,
   saveCustomers,
 } from "./database.ts";
-import { EXIT } from "./errors.ts";
-import { type Customer, toCustomer, toValues, type Value } from "./mapping.ts";
+import { EXIT, SyncError } from "./errors.ts";
+import { type Customer, FIELDS, toCustomer, toValues, type Value } from "./mapping.ts";
+import { searchPages } from "./paging.ts";
 
 /** A row that is ready to be sent. */
 export interface Candidate {
-  localId: number;
+  /** A text: SQLite counts further than a number can. */
+  localId: string;
   key: string;
   customer: Customer;
   /** It was sent before, in another run or another attempt, and nobody knows what came of it. */
   inDoubt: boolean;
-  /** No other row goes by its reference_id, so that Square can be asked for it. */
-  isNamed: boolean;
+  /** Its reference_id, if it is in doubt and no other row goes by that: Square can be asked for it. */
+  lookUp: string | undefined;
   /** Why it may not be sent, should it not be in Square already. */
   problem: Outcome | undefined;
 }
@@ -63,17 +66,17 @@ export function prepareRows(
   // Rows that failed before come last: else --limit could be used up by them for ever.
   const rows = readRows(
     db,
-    `SELECT * FROM customers WHERE id IS NULL AND (?1 IS NULL OR source = ?1)
+    `SELECT *, CAST(local_id AS TEXT) AS local_id FROM customers WHERE id IS NULL AND (?1 IS NULL OR source = ?1)
        AND (?2 IS NULL OR strftime('%Y-%m-%dT%H:%M:%fZ', created_at) >= ?2)
-     ORDER BY push_error IS NOT NULL, local_id LIMIT ?3`,
+     ORDER BY push_error IS NOT NULL, customers.local_id LIMIT ?3`,
     [source ?? null, createdSince, limit ?? -1],
   );
-  if (rows.length > 0) markEnvironment(db, environment);
   const twins = allowDuplicates ? undefined : readTwins(db, rows);
+  const named = readUnpushed(db);
   const ready: Candidate[] = [];
   const outcomes: Outcome[] = [];
   for (const row of rows) {
-    const localId = Number(row.local_id);
+    const localId = String(row.local_id);
     const inDoubt = row.idempotency_key !== null;
     const name = { localId, key: inDoubt ? String(row.idempotency_key) : null };
     const { customer, problems } = toCustomer(row);
@@ -87,16 +90,29 @@ export function prepareRows(
       continue;
     }
     const key = name.key ?? crypto.randomUUID();
-    const reference = String(row.reference_id ?? "").trim() || key;
-    if (reference === key) customer.reference_id = key;
+    const reference = String(customer.reference_id ?? key);
+    customer.reference_id = reference;
     const sql = "UPDATE customers SET idempotency_key = ?, reference_id = ? WHERE local_id = ?";
-    db.run(sql, [key, reference, localId]);
-    ready.push({ localId, key, customer, inDoubt, isNamed: false, problem });
+    // What is sent without its key on disk is sent again by every run.
+    if (!problem && db.run(sql, [key, reference, localId]).getRowsModified() !== 1)
+      throw new SyncError(
+        `Cannot give row ${localId} its key: the table customers is not as init-db made it`,
+        EXIT.failed,
+        "look for a trigger, or a local_id that is no PRIMARY KEY; nothing was sent",
+      );
+    const lookUp = inDoubt && named.get(reference) === localId ? reference : undefined;
+    ready.push({ localId, key, customer, inDoubt, lookUp, problem });
     twins?.add(customer, `row ${localId}`);
   }
-  const named = readUnpushed(db);
-  for (const row of ready) row.isNamed = named.get(toReference(row)) === row.localId;
+  if (ready.length > 0) markEnvironment(db, environment);
   return { ready, outcomes };
+}
+
+// The rows whose key is still in the file, and that still have no id: another program may have taken
+// them away, or put an older file in the place of this one, and its rows would get new keys.
+function keepWaiting(db: SqlDatabase, rows: Candidate[]): Candidate[] {
+  const sql = "SELECT 1 FROM customers WHERE idempotency_key = ? AND id IS NULL";
+  return rows.filter(({ key }) => readRows(db, sql, [key]).length > 0);
 }
 
 /**
@@ -105,6 +121,7 @@ export function prepareRows(
  * @param batchSize 1 = CreateCustomer, more = BulkCreateCustomers
  */
 export async function* pushRows(
+  database: Database,
   square: Square,
   rows: Candidate[],
   batchSize: number,
@@ -112,8 +129,15 @@ export async function* pushRows(
   for (let at = 0; at < rows.length; at += batchSize) {
     const settled: Answer[] = [];
     const unsent: Candidate[] = [];
-    for (const row of rows.slice(at, at + batchSize)) {
-      const found = row.inDoubt && row.isNamed ? await findCreated(square, row) : undefined;
+    const due = rows.slice(at, at + batchSize);
+    const waiting = await database.change((db) => keepWaiting(db, due));
+    for (const row of due) {
+      if (waiting.includes(row)) continue;
+      const created = toOutcome(row.localId, "later", "it is no longer in the file as it was");
+      settled.push({ row, created, wasFound: false });
+    }
+    for (const row of waiting) {
+      const found = row.lookUp ? await findCreated(square, row.lookUp) : undefined;
       const created = found ? { customer: found } : row.problem;
       if (created) settled.push({ row, created, wasFound: true });
       else unsent.push(row);
@@ -159,16 +183,12 @@ async function* createRows(
 
 // The one profile that a row in doubt became. Square's filter does not look at case, and a
 // reference_id is no key there: two profiles with the same one leave the question open.
-async function findCreated(square: Square, row: Candidate): Promise<Customer | undefined> {
-  const exact = toReference(row);
-  const query = { filter: { reference_id: { exact } } };
-  const { customers } = await square.searchCustomers({ limit: 100, query });
-  const found = customers.filter(({ reference_id }) => reference_id === exact);
-  return found.length === 1 ? found[0] : undefined;
-}
-
-function toReference({ customer, key }: Candidate): string {
-  return String(customer.reference_id ?? key);
+async function findCreated(square: Square, exact: string): Promise<Customer | undefined> {
+  const found = new Map<unknown, Customer>();
+  for await (const { customers } of searchPages(square, { reference_id: { exact } }))
+    for (const one of customers) if (one.reference_id === exact) found.set(one.id, one);
+  const [first, ...others] = found.values();
+  return others.length === 0 ? first : undefined;
 }
 
 /** Writes down what became of the rows of one reply. */
@@ -179,13 +199,18 @@ export function settleRows(db: SqlDatabase, answers: Answer[], now: string): Out
     if ("outcome" in created) return created;
     if ("customer" in created) {
       const id = String(created.customer.id);
-      // A pull can have met the profile before it could be told whose it is: that row is this one.
-      db.run(
+      // A pull can have saved this profile as a row of its own, before anybody could tell whose it was.
+      // That row goes, unless it is yours (source) or was sent itself (key). What it says is kept: it
+      // can be newer than this answer.
+      const [pulled] = readRows(
+        db,
         `DELETE FROM customers WHERE id = ? AND idempotency_key IS NULL AND source IS NULL
-        AND EXISTS (SELECT 1 FROM customers WHERE idempotency_key = ? AND id IS NULL)`,
+         AND EXISTS (SELECT 1 FROM customers WHERE idempotency_key = ? AND id IS NULL) RETURNING *`,
         [id, key],
       );
-      const [other] = readRows(db, "SELECT local_id FROM customers WHERE id = ?", [id]);
+      if (pulled) customers.push(FIELDS.map(({ column }) => pulled[column] as Value));
+      const find = "SELECT CAST(local_id AS TEXT) AS local_id FROM customers WHERE id = ?";
+      const [other] = readRows(db, find, [id]);
       if (other && other.local_id !== localId)
         return setAside(db, row, "held", `it is customer ${id}, as is row ${other.local_id}`);
       linkRow(db, "idempotency_key", key, id);
@@ -224,7 +249,7 @@ export function toRehearsed({ localId, inDoubt, problem }: Candidate): Outcome {
 // Square's details can quote what a customer said: the row keeps them, but they are not printed.
 function setAside(
   db: SqlDatabase,
-  { localId, key }: { localId: number; key: string | null },
+  { localId, key }: { localId: string; key: string | null },
   outcome: Outcome["outcome"],
   reason: string,
   details = "",
@@ -235,8 +260,8 @@ function setAside(
   return toOutcome(localId, outcome, reason);
 }
 
-function toOutcome(local_id: number, outcome: Outcome["outcome"], reason: string | null): Outcome {
-  return { local_id, outcome, id: null, reason };
+function toOutcome(localId: string, outcome: Outcome["outcome"], reason: string | null): Outcome {
+  return { local_id: Number(localId), outcome, id: null, reason };
 }
 
 // Who has which e-mail address and phone number: Square does not tell duplicates apart. The country

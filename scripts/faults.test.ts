@@ -22,7 +22,7 @@ import { type Bench, type Ended, makeBench, TOKEN } from "../fixtures/testing.ts
 type Rule = OfflineSquareOptions["fault"];
 
 const CUSTOMERS = inventCustomers(650, { from: "2026-02-01", to: "2026-06-01" });
-const ROWS = 14;
+const ROWS = 16;
 const BATCHES = ["--batch-size", "4"];
 
 interface Run {
@@ -125,6 +125,7 @@ const PASSING: Record<string, (() => Fault)[]> = {
       () => ({ kind: "cut", after: true }),
       () => ({ kind: "html", after: true }),
       () => ({ kind: "change", change: () => ({}) }),
+      () => ({ kind: "change", change: () => ({ message: "Service Unavailable" }) }),
     ],
   "a 503 of HTML, a 408, a 500 and a server error in a 200": [
     () => ({ kind: "html", status: 503 }),
@@ -250,6 +251,11 @@ describe("Faults", { concurrency: true }, () => {
         const rule: Rule = ({ body }) =>
           JSON.stringify(body).includes('"cursor"') ? status(400, "INVALID_CURSOR") : undefined;
         assertUntouched(await pull(t, rule), 1, /INVALID_CURSOR/);
+      });
+
+      it("a pull that gets errors in no form of Square's does not take them for an empty directory", async (t) => {
+        const rule: Rule = () => ({ kind: "change", change: () => ({ errors: ["RATE_LIMITED"] }) });
+        assertUntouched(await pull(t, rule), 1, /Cannot get an answer/);
       });
 
       it("a pull that gets the same cursor again ends with 1, not in a circle", async (t) => {

@@ -470,6 +470,35 @@ describe("The file", () => {
       assertEqualSides(bench);
     });
 
+    it("an older file that is put in the place of ours makes no hole, and no row is sent without its key there", async (t) => {
+      const bench = await makeReadyBench(t);
+      const path = join(bench.folder, "database.db");
+      const backup = readFileSync(path);
+      const putBack = () => {
+        rmSync(path);
+        writeFileSync(path, backup);
+      };
+      assert.equal((await bench.run("pull-created")).code, 0);
+      bench.square.set({ fault: nthRequest("search", 1, () => void putBack()) });
+      assert.equal((await bench.run("pull-created")).code, 0);
+      assert.equal((await bench.run("pull-created")).code, 0);
+      assert.equal(bench.rows("SELECT 1 FROM customers").length, CUSTOMERS.length);
+      const names = addRows(bench, 2);
+      const older = readFileSync(path);
+      bench.square.set({
+        fault: nthRequest("create", 1, () => {
+          rmSync(path);
+          writeFileSync(path, older);
+          return undefined;
+        }),
+      });
+      assert.equal((await bench.run("push-new", ["--batch-size", "1"])).code, 75);
+      bench.square.set({ fault: undefined });
+      assert.equal((await bench.run("push-new")).code, 3);
+      const isLast = (profile: Record<string, unknown>) => profile.given_name === names[1];
+      assert.equal([...bench.square.customers.values()].filter(isLast).length, 1);
+    });
+
     it("a row that another program puts in the place of one that is on its way stays itself", async (t) => {
       const bench = await makeReadyBench(t, { customers: [] });
       bench.sql("INSERT INTO customers (given_name) VALUES ('Ada')");

@@ -69,7 +69,8 @@ await runScript(manual, async (run) => {
     const old = columnsOf(db, "customers");
     const is2018 = old.length > 0 && !old.includes("local_id");
     const kept = freeName(before);
-    if (is2018) db.run(`ALTER TABLE customers RENAME TO ${kept}`);
+    // In the old way of ALTER TABLE, a view that reads customers goes on to read customers.
+    if (is2018) db.run(`PRAGMA legacy_alter_table = ON; ALTER TABLE customers RENAME TO ${kept}`);
     const missing = is2018 || old.length === 0 ? [] : WANTED.filter((name) => !old.includes(name));
     for (const name of missing) db.run(`ALTER TABLE customers ADD COLUMN ${name}`);
     db.exec(SCHEMA);
@@ -91,17 +92,20 @@ await runScript(manual, async (run) => {
  * out, the old table stays under its other name.
  */
 function moveRows(db: SqlDatabase, old: string, columns: string[]): void {
-  const time = (name: string) => `coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', ${name}), ${name})`;
+  const time = (name: string) =>
+    `coalesce(iif(${name} LIKE '____-__-__%', strftime('%Y-%m-%dT%H:%M:%fZ', ${name}), NULL), ${name})`;
   const values = COLUMNS_2018.map((name) => (name.endsWith("_at") ? time(name) : name));
+  values[0] = "nullif(id, '')";
   db.run(`INSERT INTO customers (${COLUMNS_2018.join(", ")})
-    SELECT ${values.join(", ").replace("id", "nullif(id, '')")} FROM (
+    SELECT ${values.join(", ")} FROM (
       SELECT *, rowid AS place, max(coalesce(${time("updated_at")}, '')) FROM ${old}
       GROUP BY coalesce(nullif(id, ''), rowid)
     ) ORDER BY place`);
-  const isWhole = ["customers", old].map((table) =>
+  const [moved, all] = ["customers", old].map((table) =>
     readNumber(db, `SELECT count(*) FROM ${table}`),
   );
-  if (isWhole[0] === isWhole[1] && columns.length === COLUMNS_2018.length)
+  const own = `SELECT count(*) FROM sqlite_master WHERE tbl_name = '${old}'`; // it, its indexes, triggers
+  if (moved === all && columns.length === COLUMNS_2018.length && readNumber(db, own) === 1)
     db.run(`DROP TABLE ${old}`);
 }
 

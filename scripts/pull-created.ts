@@ -16,7 +16,7 @@
 import { PULL_OPTIONS, runScript } from "../lib/command.ts";
 import { readWatermark, recordRun, saveCustomers } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
-import { keepNewest, type Value } from "../lib/mapping.ts";
+import { type Customer, keepNewest, type Value } from "../lib/mapping.ts";
 import { searchSlices } from "../lib/paging.ts";
 import { toFixedAt, toWatermark, toWindow } from "../lib/window.ts";
 
@@ -52,22 +52,22 @@ await runScript(manual, async (run) => {
   // Network first: the file is not touched before the last page is here. A failing page ends the run.
   const square = run.connectSquare(options.concurrency);
   const customers = new Map<string, Value[]>();
-  let missing = 0;
-  for await (const page of searchSlices(square, FIELD, window, options.concurrency, startedAt)) {
-    for (const customer of page.customers) keepNewest(customers, customer);
-    missing += page.missing;
-    run.progress(customers.size, page.count);
-  }
+  const take = (found: Customer[], total: number) => {
+    for (const customer of found) keepNewest(customers, customer);
+    run.progress(customers.size, total);
+  };
+  const missing = await searchSlices(square, FIELD, window, options.concurrency, startedAt, take);
 
   // The new watermark is when the run began, not the newest row that came: whoever was created while
   // we read, or is indexed late, would be older than that row, and never be asked for again.
   const { fixedAt, warning } = toFixedAt(startedAt, square.clock);
   if (warning) run.warn(warning);
-  const next = missing > 0 ? watermark : toWatermark(window, watermark, fixedAt);
 
-  // Customers and watermark go to disk in one save: neither is ever there without the other.
+  // Customers and watermark go to disk in one save: neither is ever there without the other. The old
+  // watermark is read again: an older file may have been put in the place of the one we began with.
   const finishedAt = new Date().toISOString();
   const saved = await database.change((db) => {
+    const before = readWatermark(db, SCRIPT);
     const counts = saveCustomers(db, customers.values(), finishedAt);
     recordRun(db, {
       script: SCRIPT,
@@ -75,7 +75,7 @@ await runScript(manual, async (run) => {
       started_at: new Date(startedAt).toISOString(),
       finished_at: finishedAt,
       ...window,
-      watermark: next,
+      watermark: missing > 0 ? before : toWatermark(window, before, fixedAt),
       fetched: customers.size,
       ...counts,
       ...square.sent,

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { assertEqualSides, assertOneEach, loseReply, makeReady } from "../fixtures/campaign.ts";
@@ -172,9 +172,24 @@ test("--source, --created-since and --limit narrow what is sent", async (t) => {
   };
   assert.equal(await count("--created-since", "1h", "--source", "odd"), 3);
   assert.equal(await count("--created-since", "2019-12-31", "--limit", "1"), 1);
+  assert.equal(await count("--source", ""), 0);
   assert.equal(await count("--created-since", "last"), 6);
   bench.sql("INSERT INTO customers (given_name, created_at) VALUES ('Old', '2020-01-01')");
   assert.equal(await count("--created-since", "last"), 0);
+});
+
+test("an option that cannot be used is named, and nothing is tried", async (t) => {
+  const bench = await makeBench(t);
+  for (const [option = "", ...words] of [
+    ["--created-since", "yesterday"],
+    ["--no-source"],
+    ["--dry-run=1"],
+  ]) {
+    const { code, stderr } = await bench.run("push-new", [option, ...words]);
+    assert.equal(code, 2, stderr);
+    assert.match(stderr, new RegExp(`Cannot use .*${option.slice(2)}`));
+  }
+  assert.deepEqual(readdirSync(bench.folder), []);
 });
 
 test("rows that were refused do not use up the limit of the next run", async (t) => {
@@ -225,6 +240,56 @@ test("a row in doubt is looked up and linked, also when it was edited since, and
   const next = await bench.json("push-new");
   assert.deepEqual([next.linked, next.created], [1, 2]);
   assert.equal(bench.square.customers.size, 3);
+});
+
+test("a row in doubt is looked up past a page that is empty and not the last", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  addRows(bench, 1);
+  await loseReply(bench, 1);
+  let count = 0;
+  bench.square.set({
+    fault: () =>
+      ++count === 1 ? { kind: "change", change: () => ({ cursor: "next" }) } : undefined,
+  });
+  assert.equal((await bench.json("push-new")).linked, 1);
+  assert.ok(bench.square.requests.every(({ operation }) => operation !== "bulk-create"));
+});
+
+test("rows whose local_id is more than a JavaScript number can tell stay apart", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  bench.sql(`INSERT INTO customers (local_id, given_name)
+    VALUES (9007199254740992, 'Even'), (9007199254740993, 'Odd')`);
+  assert.equal((await bench.json("push-new")).created, 2);
+  assertOneEach(bench, ["Even", "Odd"]);
+  assertEqualSides(bench);
+});
+
+test("nothing is sent when the file does not keep the keys", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  addRows(bench, 2);
+  bench.sql(`CREATE TRIGGER swallow BEFORE UPDATE OF idempotency_key ON customers
+    BEGIN SELECT RAISE(IGNORE); END`);
+  const ended = await bench.run("push-new");
+  assert.equal(ended.code, 1, ended.stderr);
+  assert.match(ended.stderr, /Cannot give row 1 its key/);
+  assert.equal(bench.square.requests.length, 0);
+});
+
+test("of a row that a pull made and that turns out to be a local one, the newer version stays", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  const family = "INSERT INTO customers (given_name, reference_id)";
+  bench.sql(`${family} VALUES ('Nora', 'family'), ('Max', 'family')`);
+  await loseReply(bench, 1);
+  const [nora] = bench.square.customers.keys();
+  bench.square.update(String(nora), { note: "newer" });
+  await bench.run("pull-created");
+  await bench.run("push-new");
+  assertOneEach(bench, ["Nora", "Max"]);
+  assertEqualSides(bench);
 });
 
 test("a row that was edited after a lost reply waits for the search, and is not created twice", async (t) => {

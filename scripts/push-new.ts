@@ -14,7 +14,7 @@
  * 130/143 stopped. Safe to run again: what was sent before is looked up, or sent with the same key.
  */
 import type { Database as SqlDatabase } from "sql.js";
-import { countOption, PULL_OPTIONS, runScript } from "../lib/command.ts";
+import { countOption, runScript, timeOption } from "../lib/command.ts";
 import { readWatermark, recordRun } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
 import { type Outcome, prepareRows, pushRows, settleRows, toRehearsed } from "../lib/push.ts";
@@ -31,7 +31,7 @@ const manual = {
   options: {
     "dry-run": { type: "boolean", default: false, describe: "Show what would be sent" },
     source: { type: "string", requiresArg: true, describe: "Only rows with this source" },
-    "created-since": { ...PULL_OPTIONS.since, default: "all", describe: "Only rows made since" },
+    "created-since": { ...timeOption("--created-since", "Only rows made since"), default: "all" },
     limit: countOption("--limit", 1_000_000_000, "At most so many rows"),
     "batch-size": {
       ...countOption("--batch-size", LARGEST_BATCH, "Rows a call; 1 = CreateCustomer"),
@@ -72,7 +72,8 @@ await runScript(manual, async (run) => {
   // The ids in each reply are saved before the next request is made. Rows that had their key before
   // this run were sent before, and nobody knows what came of them: pushRows looks them up first.
   const square = run.connectSquare(1);
-  for await (const answers of pushRows(square, isDryRun ? [] : ready, options["batch-size"])) {
+  const due = isDryRun ? [] : ready;
+  for await (const answers of pushRows(database, square, due, options["batch-size"])) {
     const now = new Date().toISOString();
     outcomes.push(...(await database.change((db) => settleRows(db, answers, now))));
     run.progress(outcomes.length, ready.length);
@@ -83,7 +84,7 @@ await runScript(manual, async (run) => {
     if (reason) run.warn(`row ${local_id} is ${outcome}: ${reason}`);
   if (count("later") > 0)
     throw new SyncError(
-      `Cannot create ${count("later")} of ${outcomes.length} rows: Square could not take them now`,
+      `Cannot create ${count("later")} of ${outcomes.length} rows yet: Square or another program was in the way`,
       EXIT.later,
       "run it again later; they keep their keys, and the other rows are done",
     );
@@ -91,24 +92,28 @@ await runScript(manual, async (run) => {
   const { fixedAt, warning } = toFixedAt(startedAt, square.clock);
   if (warning) run.warn(warning);
   const counts = { created: count("created"), linked: count("linked"), refused: count("refused") };
-  const finished = {
-    script: SCRIPT,
-    environment,
-    started_at: new Date(startedAt).toISOString(),
-    finished_at: new Date().toISOString(),
-    since,
+  const record = (db: SqlDatabase) => {
     // What --source or --limit left out is not done: --created-since last must not pass over it.
-    watermark:
-      source || limit ? watermark : toWatermark({ since, until: null }, watermark, fixedAt),
-    ...counts,
-    ...square.sent,
+    const isNarrowed = source !== undefined || limit !== undefined;
+    const before = readWatermark(db, SCRIPT);
+    recordRun(db, {
+      script: SCRIPT,
+      environment,
+      started_at: new Date(startedAt).toISOString(),
+      finished_at: new Date().toISOString(),
+      since,
+      watermark: isNarrowed ? before : toWatermark({ since, until: null }, before, fixedAt),
+      ...counts,
+      ...square.sent,
+    });
   };
-  if (!isDryRun) await database.change((db) => recordRun(db, finished));
+  if (!isDryRun) await database.change(record);
 
   const held = count("held");
-  const rehearsal = ready.map((row) => `row ${row.localId}: ${JSON.stringify(row.customer)}\n`);
+  const good = ready.filter(({ problem }) => problem === undefined);
+  const rehearsal = good.map((row) => `row ${row.localId}: ${JSON.stringify(row.customer)}\n`);
   const summary = isDryRun
-    ? `${rehearsal.join("")}${SCRIPT} (${environment}), dry run: ${ready.length} would be sent`
+    ? `${rehearsal.join("")}${SCRIPT} (${environment}), dry run: ${good.length} would be sent`
     : `${SCRIPT} (${environment}): ${counts.created} created, ${counts.linked} linked`;
   return {
     text: `${summary}, ${counts.refused} refused, ${held} held, of ${outcomes.length} selected`,
