@@ -267,7 +267,7 @@ const VARIABLES: Record<string, { env?: Record<string, string>; seen?: RegExp; u
   SQUARE_BASE_URL: { unseen: /Square \(sandbox\): Deno has no permission/ },
   SQUARE_ENVIRONMENT: {
     env: { SQUARE_ENVIRONMENT: "mars" },
-    seen: /SQUARE_ENVIRONMENT is "mars"/,
+    seen: /SQUARE_ENVIRONMENT is not sandbox/,
     unseen: /^$/,
   },
   DATABASE_PATH: {
