@@ -205,7 +205,7 @@ function readConfiguration(
     throw new SyncError(
       `Cannot start: ${wrong.join("; ")}`,
       EXIT.usage,
-      "cp .env.example .env, and fill it in",
+      "put it right in .env; if there is none yet, cp .env.example .env",
     );
   // Production must be named: it is nobody's default.
   const environment = named === "production" ? "production" : "sandbox";

@@ -79,9 +79,10 @@ await runScript(manual, async (run) => {
     return { created, upgraded: is2018 || missing.length > 0 };
   });
 
-  const made = created.length > 0 ? `made ${created.join(" and ")}` : "nothing was missing";
+  const done = upgraded ? ["upgraded"] : [];
+  if (created.length > 0) done.push(`made ${created.join(" and ")}`);
   return {
-    text: `init-db: ${run.databasePath} is ready; ${upgraded ? "upgraded, " : ""}${made}`,
+    text: `init-db: ${run.databasePath} is ready; ${done.join(", ") || "nothing was missing"}`,
     json: { script: "init-db", database: run.databasePath, created, upgraded },
   };
 });
