@@ -63,7 +63,7 @@ async function recordBoth(
 
 test("the hosts are those of the square package", () => {
   const { Production, Sandbox } = SquareEnvironment;
-  assert.deepEqual(HOSTS, { production: Production, sandbox: Sandbox });
+  assert.deepEqual(Object.fromEntries(HOSTS), { production: Production, sandbox: Sandbox });
 });
 
 test("each field is one that the square package knows, and each that is sent one that it sends", () => {

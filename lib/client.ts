@@ -5,16 +5,15 @@ import { type Customer, isRecord } from "./mapping.ts";
 import { makePace } from "./pace.ts";
 
 /**
- * Square's hosts and the version of its API that the kit was written for, in the words of the `square`
- * package: a test holds them, and every request, to what that package sends. It is not loaded here. It
- * takes most of a second to load, and its typed calls take half a reply for the last page, rename all
- * fields when one surprises them, refuse a hundred rows for one unknown country, and wait for ever for
- * a body that stalls.
+ * Square's hosts, and the version of its API that the kit was written for, as the `square` package has
+ * them: tests hold them, and every request, to that package. It is not loaded here. That takes most of
+ * a second, and its typed calls take half a reply for the last page, rename all fields when one
+ * surprises them, refuse a hundred rows for one unknown country, and wait for ever for a stalled body.
  */
-export const HOSTS = {
-  production: "https://connect.squareup.com",
-  sandbox: "https://connect.squareupsandbox.com",
-};
+export const HOSTS = new Map([
+  ["production", "https://connect.squareup.com"],
+  ["sandbox", "https://connect.squareupsandbox.com"],
+]);
 export const SQUARE_VERSION = "2026-09-16";
 
 const ATTEMPT_MS = 15_000; // a whole answer that takes longer will not come
@@ -22,13 +21,8 @@ const BUDGET_MS = 60_000; // a request is given up after trying for so long
 const BACKOFF_MS = 500; // the first wait, give or take half; each further one is twice as long…
 const LONGEST_BACKOFF_MS = 16_000; // …up to this
 
-/** Which Square, and as whom. */
-export interface Account {
-  environment: "sandbox" | "production" | "offline";
-  token: string;
-  /** Without a slash at its end; for `offline` one's own. */
-  baseUrl: string;
-}
+/** Which Square, and as whom. The base URL has no slash at its end. */
+export type Account = { environment: string; token: string; baseUrl: string };
 
 /** The body of a SearchCustomers request, as it goes over the wire. */
 export type SearchRequest = serialization.SearchCustomersRequest.Raw;
@@ -39,13 +33,13 @@ export type Page = { customers: Customer[]; cursor: string | undefined; count: n
 /** One of the `errors` in an answer: category, code, and perhaps detail and field. */
 export type SquareProblem = Record<string, unknown>;
 
-type Reply = Record<string, unknown>;
-
 /** What came of one row of a create. */
 export type Created = { customer: Customer } | { errors: SquareProblem[] };
 
 /** The calls of the kit, what they cost so far, and Square's clock. */
 export type Square = ReturnType<typeof connectSquare>;
+
+type Reply = Record<string, unknown>;
 
 /** Square understood the request and refused it; trying again would not help. */
 export class RefusedError extends SyncError {
@@ -122,9 +116,9 @@ export function connectSquare(
       firstAt ||= Date.now();
       square.sent.requests++;
       if (attempt > 1) square.sent.retries++;
-      const reply = await sendOnce(path, body);
-      const { status, json, errors } = reply;
+      const { status, json, retryAfterMs, cause } = await sendOnce(path, body);
       pace.over(status === 200);
+      const errors = toErrors(json);
       const isLimited = status === 429 || has(errors, "RATE_LIMIT_ERROR");
       const passes =
         isLimited || status === 408 || status >= 500 || status === 0 || has(errors, "API_ERROR");
@@ -135,13 +129,13 @@ export function connectSquare(
       const why = passes && status > 0 ? toWords(status, errors) : "no whole answer";
       const backoff = Math.min(BACKOFF_MS * 2 ** (attempt - 1), LONGEST_BACKOFF_MS);
       // "Retry-After: 0" is no leave to hammer.
-      const waitMs = Math.max(reply.retryAfterMs, backoff * (0.5 + Math.random()));
+      const waitMs = Math.max(retryAfterMs, backoff * (0.5 + Math.random()));
       if (Date.now() - firstAt + waitMs > BUDGET_MS)
         throw new SyncError(
           `Cannot reach Square (${environment}): ${why} (tries: ${attempt})`,
           EXIT.later,
           "run it again later; check the network and https://www.issquareup.com",
-          reply.cause,
+          cause,
         );
       say(`${path}: ${why}; trying again in ${(waitMs / 1e3).toFixed(1)} s`);
       // A rate limit is everybody's: all workers slow down, not only the one that was told.
@@ -152,6 +146,7 @@ export function connectSquare(
 
   /** One request; status 0 when there was no answer, or it did not come whole in time. */
   async function sendOnce(path: string, body: object) {
+    // Not AbortSignal.any: on Node 20 such a signal is collected as garbage, and then nothing ends a wait.
     const attempt = new AbortController();
     const abort = () => attempt.abort();
     const timer = setTimeout(abort, ATTEMPT_MS);
@@ -177,8 +172,7 @@ export function connectSquare(
       const date = Date.parse(response.headers.get("date") ?? "") || Date.now();
       if (response.headers.has("date")) square.clock ??= { square: date, local: Date.now() };
       const retryAfterMs = toWaitMs(response.headers.get("retry-after") ?? "", date);
-      const { status } = response;
-      return { status, json, errors: toErrors(json), retryAfterMs, cause: undefined };
+      return { status: response.status, json, retryAfterMs, cause: undefined };
     } catch (cause) {
       stop.throwIfAborted();
       // Deno may not go to that host, and may not the next time either.
@@ -189,7 +183,7 @@ export function connectSquare(
           "--allow-net with the host that --verbose names",
           cause,
         );
-      return { status: 0, json: undefined, errors: [], retryAfterMs: 0, cause };
+      return { status: 0, json: undefined, retryAfterMs: 0, cause };
     } finally {
       clearTimeout(timer);
       stop.removeEventListener("abort", abort);
@@ -199,13 +193,13 @@ export function connectSquare(
   return square;
 }
 
-// Nothing found is {}, but what says something else and names no customers is no page.
+// Nothing found is {}, but what says something else and names no customers is no page; and a cursor
+// that is no text is no end.
 function toPage({ customers, cursor, count, errors, ...others }: Reply): Page | undefined {
-  if (customers === undefined && Object.keys(others).length > 0) return undefined;
-  const found = customers === undefined ? [] : customers;
-  if (!Array.isArray(found) || !found.every(hasId)) return undefined;
-  const isLast = typeof cursor !== "string" || cursor === "";
-  return { customers: found, cursor: isLast ? undefined : cursor, count: Number(count) || 0 };
+  const found = customers === undefined && Object.keys(others).length === 0 ? [] : customers;
+  const next = cursor ?? "";
+  if (!Array.isArray(found) || !found.every(hasId) || typeof next !== "string") return undefined;
+  return { customers: found, cursor: next === "" ? undefined : next, count: Number(count) || 0 };
 }
 
 function toCreated(reply: unknown): Created | undefined {

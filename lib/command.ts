@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { Presets, SingleBar } from "cli-progress";
 import { parse } from "dotenv";
 import yargs, { type InferredOptionTypes, type Options } from "yargs";
-import { type Account, connectSquare, HOSTS, type Square } from "./client.ts";
+import { connectSquare, HOSTS, type Square } from "./client.ts";
 import { type Check, checkReady, type Database, openDatabase } from "./database.ts";
 import { codeOf, EXIT, type ExitCode, SyncError, toPrintable } from "./errors.ts";
 import { toInstant } from "./window.ts";
@@ -17,9 +17,9 @@ type AllOptions = Record<string, Options>;
 
 const COMMON = {
   db: { type: "string", requiresArg: true, describe: "The file [DATABASE_PATH or database.db]" },
-  json: { type: "boolean", default: false, describe: "Print one JSON object" },
-  quiet: { type: "boolean", default: false, describe: "Print nothing but errors" },
-  verbose: { type: "boolean", default: false, describe: "Tell of retries and causes" },
+  json: flag("Print one JSON object"),
+  quiet: flag("Print nothing but errors"),
+  verbose: flag("Tell of retries and causes"),
 } as const satisfies AllOptions;
 
 /** The options of the pulls. */
@@ -42,8 +42,7 @@ export interface Manual<O extends AllOptions> {
   options: O;
   examples: readonly (readonly [command: string, what: string])[];
   exitCodes: string;
-  /** False for a script that asks Square for nothing, and so needs no token. */
-  needsSquare: boolean;
+  needsSquare: boolean; // and so a token
 }
 
 /** What a script has at hand. */
@@ -67,9 +66,10 @@ export type Summary = { text: string; json: Record<string, unknown>; exitCode?: 
  * on stderr; and the exit code that says which.
  */
 export async function runScript<const O extends AllOptions>(
-  { name, options: own, needsSquare, ...manual }: Manual<O>,
+  manual: Manual<O>,
   main: (run: Run<O>) => Promise<Summary>,
 ): Promise<void> {
+  const { name } = manual;
   const stop = new AbortController();
   const stopFor = (signal: string, exitCode: ExitCode) => () =>
     stop.abort(new SyncError(`Cannot go on: stopped by ${signal}`, exitCode, "run it again"));
@@ -77,7 +77,6 @@ export async function runScript<const O extends AllOptions>(
   process.once("SIGTERM", stopFor("SIGTERM", EXIT.terminated));
   let isVerbose = false;
   let token = "";
-  let database: Database | undefined;
   const bar = new SingleBar({ format: BAR, clearOnComplete: true }, Presets.shades_classic);
   // What is printed holds no token, and nothing that a terminal would obey.
   const toSafe = (text: string) => {
@@ -90,22 +89,20 @@ export async function runScript<const O extends AllOptions>(
     process.exitCode = EXIT.failed;
   });
   try {
-    const options = await readOptions({ ...own, ...COMMON }, { name, ...manual });
+    const options = await readOptions(manual);
     if (options === undefined) return;
-    const { db, json, quiet, verbose } = options;
-    isVerbose = verbose;
-    const { databasePath, account } = readConfiguration(db, needsSquare);
+    const { db, json = false, quiet = false, verbose = false } = options;
+    const { databasePath, account } = readConfiguration(db, manual.needsSquare);
     const { environment } = account;
     token = account.token;
+    isVerbose = verbose;
     const startedAt = Date.now();
     const summary = await main({
       options,
       environment,
       databasePath,
-      openDatabase: async (check = checkReady(environment), mayBeNew = false) => {
-        database = await openDatabase(databasePath, stop.signal, check, mayBeNew);
-        return database;
-      },
+      openDatabase: (check = checkReady(environment), mayBeNew = false) =>
+        openDatabase(databasePath, stop.signal, check, mayBeNew),
       connectSquare: (workers) =>
         connectSquare(account, workers, stop.signal, (text) => isVerbose && say(text)),
       warn: (text) => !quiet && say(`${name}: ${text}`),
@@ -132,28 +129,17 @@ export async function runScript<const O extends AllOptions>(
     for (let one = error; isVerbose && one instanceof Error; one = one.cause) say(`${one.stack}`);
     process.exitCode = isOurs ? error.exitCode : EXIT.failed;
   } finally {
-    database?.close();
     stop.abort(); // what other workers still wait for
   }
 }
 
 /** @returns the options; undefined when help or the version was asked for, and is printed */
-async function readOptions<O extends AllOptions>(
-  all: O,
-  { name, purpose, examples, exitCodes }: Omit<Manual<O>, "options" | "needsSquare">,
-): Promise<InferredOptionTypes<O> | undefined> {
-  const given = process.argv.slice(2);
-  // yargs takes --dry-run=1 for false, and would push.
-  const odd = given.find((word) => {
-    const [option = "", value] = word.replace(/^-+/, "").split("=", 2);
-    return value !== undefined && all[option]?.type === "boolean" && !/^(true|false)$/.test(value);
-  });
-  if (odd !== undefined)
-    throw new SyncError(`Cannot use ${odd}: it takes no value`, EXIT.usage, `${name} --help`);
-  const options = await yargs(given)
+async function readOptions<O extends AllOptions>(manual: Manual<O>) {
+  const { name, purpose, examples, exitCodes, options } = manual;
+  const given = await yargs(process.argv.slice(2))
     .scriptName(name)
     .usage(`${name} ${purpose}`)
-    .options(all)
+    .options({ ...options, ...COMMON })
     .example(examples.map(([command, what]) => [command, what]))
     .epilogue(`Exit codes: ${exitCodes}`)
     .version(VERSION)
@@ -173,47 +159,39 @@ async function readOptions<O extends AllOptions>(
       throw new SyncError(message, EXIT.usage, `${name} --help`);
     })
     .parseAsync();
-  const isPrinted = "help" in options || "version" in options;
-  return isPrinted ? undefined : (options as unknown as InferredOptionTypes<O>);
+  if ("help" in given || "version" in given) return undefined;
+  return given as unknown as InferredOptionTypes<O & typeof COMMON>;
 }
 
 /** Reads the environment, then `.env`. @throws SyncError (usage) with all that is wrong, at once */
-function readConfiguration(
-  db: string | undefined,
-  needsSquare: boolean,
-): { databasePath: string; account: Account } {
+function readConfiguration(db: string | undefined, needsSquare: boolean) {
   const file = readDotEnv();
   const read = (name: string) => process.env[name] ?? file[name] ?? "";
   const token = read("SQUARE_ACCESS_TOKEN").trim();
-  const named = read("SQUARE_ENVIRONMENT") || "sandbox";
-  const baseUrl = read("SQUARE_BASE_URL");
-  const isKnown = named === "sandbox" || named === "production";
-  // What may be wrong, and whether it is.
+  const environment = read("SQUARE_ENVIRONMENT") || "sandbox"; // production must be named
+  const host = HOSTS.get(environment);
+  const baseUrl = read("SQUARE_BASE_URL").replace(/\/+$/, "");
+  // What may be wrong, and whether it is. It is not quoted: it may be a token in the wrong line.
   const problems = {
     "SQUARE_ACCESS_TOKEN is not set (no account yet? npm run demo needs none)": token === "",
     "SQUARE_ACCESS_TOKEN holds a character that no token has": !/^[\x21-\x7e]*$/.test(token),
-    // Not what it is: that may be a token in the wrong line.
-    "SQUARE_ENVIRONMENT is not sandbox or production": !isKnown,
+    "SQUARE_ENVIRONMENT is not sandbox or production": host === undefined,
     "SQUARE_BASE_URL is no https address (plain http: for this computer only)":
       baseUrl !== "" && !isSafeUrl(baseUrl),
   };
-  const wrong = Object.entries(problems).flatMap(([what, isSo]) =>
-    isSo && needsSquare ? what : [],
-  );
-  if (db === "") wrong.push("--db is empty");
+  const wrong = db === "" ? ["--db is empty"] : [];
+  for (const [what, isSo] of Object.entries(problems)) if (isSo && needsSquare) wrong.push(what);
   if (wrong.length > 0)
     throw new SyncError(
       `Cannot start: ${wrong.join("; ")}`,
       EXIT.usage,
       "put it right in .env; if there is none yet, cp .env.example .env",
     );
-  // Production must be named: it is nobody's default.
-  const environment = named === "production" ? "production" : "sandbox";
   return {
     databasePath: db ?? (read("DATABASE_PATH") || "database.db"),
     account: baseUrl
-      ? { environment: "offline", token, baseUrl: baseUrl.replace(/\/+$/, "") }
-      : { environment, token, baseUrl: HOSTS[environment] },
+      ? { environment: "offline", token, baseUrl }
+      : { environment, token, baseUrl: host ?? "" },
   };
 }
 
@@ -232,6 +210,11 @@ function isSafeUrl(text: string): boolean {
   const { protocol, hostname } = new URL(text);
   const isHere = /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname);
   return protocol === "https:" || (protocol === "http:" && isHere);
+}
+
+/** An option that is there or not. Without nargs, yargs takes --dry-run=1 for false, and would push. */
+export function flag(describe: string) {
+  return { type: "boolean", nargs: 0, describe } as const;
 }
 
 /** An option that takes a time: what is none is refused before anything is tried. */

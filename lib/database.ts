@@ -7,11 +7,10 @@ import { columnValue, FIELDS, type Value } from "./mapping.ts";
 const SCHEMA_VERSION = 1;
 
 // Whose customers a file holds: marked in its header ("SQC" and a number) before the first is in it.
-const ENVIRONMENTS = ["sandbox", "production", "offline"];
-const FIRST_MARK = 0x53514301;
-const IN_A_SENTENCE: Record<string, string> = {
-  sandbox: "the sandbox",
-  offline: "the offline Square",
+const MARKS: Record<string, number> = {
+  sandbox: 0x53514301,
+  production: 0x53514302,
+  offline: 0x53514303,
 };
 
 // Grows with every row (total_changes), table, column and version that a step touches: a step that
@@ -25,7 +24,7 @@ export type Check = (db: SqlDatabase, path: string) => void;
 /** A row of a query, by column name. */
 export type Row = Record<string, SqlValue>;
 
-/** A database file that is locked for this script until it is closed. */
+/** A database file that is locked for this script until it ends. */
 export type Database = Awaited<ReturnType<typeof openDatabase>>;
 
 /**
@@ -43,7 +42,7 @@ export async function openDatabase(
   if (!mayBeNew && !existsSync(path))
     throw new SyncError(`Cannot open "${name}": no such file`, EXIT.usage, toInit(name));
   const { Database } = await initSqlJs();
-  const lock = await files.lockFile(path, stop);
+  const isHeld = await files.lockFile(path, stop);
   let db = new Database();
   let stamp = ""; // of the file that is in memory
 
@@ -80,7 +79,7 @@ export async function openDatabase(
       const result = step(db);
       db.run("COMMIT");
       const isSame = readNumber(db, TOUCHED) === before;
-      const saved = isSame ? from : files.replaceFile(path, db.export(), from, lock.isHeld);
+      const saved = isSame ? from : files.replaceFile(path, db.export(), from, isHeld);
       if (saved === undefined) continue;
       stamp = saved;
       return result;
@@ -88,16 +87,8 @@ export async function openDatabase(
     throw files.busy(name, "another program keeps changing it");
   }
 
-  function close(): void {
-    db.close();
-    lock.release();
-  }
-
-  await load().catch((error: unknown) => {
-    close();
-    throw error;
-  });
-  return { read: <T>(step: (db: SqlDatabase) => T): T => step(db), change, close };
+  await load();
+  return { read: <T>(step: (db: SqlDatabase) => T): T => step(db), change };
 }
 
 /** Refuses a file of a later version: an older script would not know what it breaks. */
@@ -115,15 +106,15 @@ export function checkReady(environment: string): Check {
       WHERE name IN ('customers', 'sync_runs') AND user_version = ${SCHEMA_VERSION}`;
     if (readNumber(db, tables) < 2)
       throw refusal(path, "the tables of this kit are not in it", toInit(path));
-    const runs = readRows(db, "SELECT DISTINCT environment FROM sync_runs");
-    const owners = runs.map((run) => String(run.environment));
-    owners.push(ENVIRONMENTS[readNumber(db, "PRAGMA application_id") - FIRST_MARK] ?? environment);
+    const mark = readNumber(db, "PRAGMA application_id");
+    const owners = Object.keys(MARKS).filter((name) => MARKS[name] === mark);
+    for (const run of readRows(db, "SELECT DISTINCT environment FROM sync_runs"))
+      owners.push(String(run.environment));
     // The ids of one Square mean nothing to another: every customer would be there twice.
     const other = owners.find((name) => name !== environment);
-    const toThe = (name = "") => IN_A_SENTENCE[name] ?? name;
+    if (other === undefined) return;
     const state = `it holds customers of ${toThe(other)}, and this run is for ${toThe(environment)}`;
-    const next = "another file with --db, or the other SQUARE_ENVIRONMENT";
-    if (other !== undefined) throw refusal(path, state, next);
+    throw refusal(path, state, "another file with --db, or the other SQUARE_ENVIRONMENT");
   };
 }
 
@@ -213,7 +204,7 @@ export function recordRun(db: SqlDatabase, run: Record<string, SqlValue>): void 
 /** Marks whose customers the file holds, unless another program has put a mark of its own there. */
 export function markEnvironment(db: SqlDatabase, environment: string): void {
   if (readNumber(db, "PRAGMA application_id") === 0)
-    db.run(`PRAGMA application_id = ${FIRST_MARK + ENVIRONMENTS.indexOf(environment)}`);
+    db.run(`PRAGMA application_id = ${MARKS[environment]}`);
 }
 
 /** All rows of a query. */
@@ -233,5 +224,8 @@ export function readNumber(db: SqlDatabase, sql: string): number {
 function refusal(path: string, state: string, next: string): SyncError {
   return new SyncError(`Cannot use "${path}": ${state}`, EXIT.usage, next);
 }
+
+const toThe = (environment: string) =>
+  ({ sandbox: "the sandbox", offline: "the offline Square" })[environment] ?? environment;
 
 const toInit = (path: string) => `init-db --db "${path}"`;

@@ -1,6 +1,6 @@
 import * as fs from "node:fs";
 import { dirname } from "node:path";
-import { clearInterval, setInterval } from "node:timers";
+import { setInterval } from "node:timers";
 import { setTimeout as sleep } from "node:timers/promises";
 import { codeOf, EXIT, SyncError } from "./errors.ts";
 
@@ -15,9 +15,9 @@ const UNNAMED_MS = 1_000; // nor is one without a name: its maker was killed bef
 const LARGEST_BYTES = 1.9 * 2 ** 30; // Node cannot read 2 GiB in one call, nor Deno write it
 
 /**
- * Takes `<path>.lock`, so that one of our scripts is at work on a file at a time, and clears away what
- * a killed one left.
- * @returns `isHeld`, false once another script took this one for dead, and `release`
+ * Takes `<path>.lock` until this program ends, so that one of our scripts is at work on a file at a
+ * time, and clears away what a killed one left.
+ * @returns says whether it is still held, and not by another script that took this one for dead
  * @throws SyncError (later) when another script holds it for more than a few seconds
  */
 export async function lockFile(path: string, stop: AbortSignal) {
@@ -39,12 +39,9 @@ export async function lockFile(path: string, stop: AbortSignal) {
   }
   const beat = setInterval(() => isHeld() && fs.utimesSync(lock, new Date(), new Date()), BEAT_MS);
   beat.unref();
+  process.once("exit", () => isHeld() && fs.rmSync(lock, { force: true }));
   fs.rmSync(`${path}.tmp`, { force: true });
-  const release = () => {
-    clearInterval(beat);
-    if (isHeld()) fs.rmSync(lock, { force: true });
-  };
-  return { isHeld, release };
+  return isHeld;
 }
 
 // Deno may not ask for a process, and its number can be another's by now: then the beat tells.

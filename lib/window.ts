@@ -23,9 +23,8 @@ export function toWindow(
   watermark: string | null,
   now: number,
 ): Window {
-  let start: string | null = null;
-  if (since === "last") start = toNextStart(watermark, now);
-  else if (since !== "all") start = toInstant("--since", since, now);
+  let start = since === "last" ? toNextStart(watermark, now) : null;
+  if (since !== "last" && since !== "all") start = toInstant("--since", since, now);
   const end = until === undefined ? null : toInstant("--until", until, now);
   if (start !== null && start >= (end ?? new Date(now).toISOString()))
     throw usage(`Cannot use this window: ${start} is not before ${end ?? "now"}`);
@@ -54,18 +53,13 @@ export function toWatermark(
  * first answer. The watermark of a clock that is ahead would skip all that is created until then.
  * @param clock Square's clock and ours at one moment; undefined when Square did not say
  */
-export function toFixedAt(
-  startedAt: number,
-  clock: { square: number; local: number } | undefined,
-): { fixedAt: number; warning: string | undefined } {
+export function toFixedAt(startedAt: number, clock: { square: number; local: number } | undefined) {
   const offBy = clock ? Math.round((clock.local - clock.square) / 1e3) : 0;
   const way = offBy > 0 ? "ahead of" : "behind";
+  const warning = `this computer's clock is ${Math.abs(offBy)} s ${way} Square's`;
   return {
     fixedAt: Math.min(startedAt, clock?.square ?? startedAt),
-    warning:
-      Math.abs(offBy) > 60
-        ? `this computer's clock is ${Math.abs(offBy)} s ${way} Square's`
-        : undefined,
+    warning: Math.abs(offBy) > 60 ? warning : undefined,
   };
 }
 
@@ -76,14 +70,12 @@ export function toFixedAt(
  */
 export function toInstant(option: string, text: string, now: number): string {
   const [, amount, unit = ""] = /^(\d+)([smhdw])$/.exec(text) ?? [];
-  const [, day, time] =
+  const [, day, time = "T00:00:00"] =
     /^(\d{4}-\d\d-\d\d)(T\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d))?$/i.exec(text) ?? [];
+  let instant = now - Number(amount) * (UNIT_MS[unit] ?? Number.NaN);
   // Date.parse turns 30 February into 2 March, and takes a time without a zone to be local.
-  const midnight = Date.parse(`${day}T00:00Z`);
-  const isDay = !Number.isNaN(midnight) && new Date(midnight).toISOString().startsWith(`${day}`);
-  let instant = Number.NaN;
-  if (amount !== undefined) instant = now - Number(amount) * (UNIT_MS[unit] ?? Number.NaN);
-  else if (isDay) instant = Date.parse(`${day}${time ?? "T00:00:00"}`);
+  if (new Date(`${day}T00:00Z`).toJSON()?.startsWith(`${day}`))
+    instant = Date.parse(`${day}${time}`);
   // RFC 3339 writes a year with four digits.
   if (!(instant >= Date.parse("0000-01-01") && instant < Date.UTC(10_000, 0)))
     throw usage(

@@ -14,10 +14,10 @@
  * 130/143 stopped. Safe to run again: what was sent before is looked up, or sent with the same key.
  */
 import type { Database as SqlDatabase } from "sql.js";
-import { countOption, runScript, timeOption } from "../lib/command.ts";
+import { countOption, flag, runScript, timeOption } from "../lib/command.ts";
 import { readWatermark, recordRun } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
-import { type Outcome, prepareRows, pushRows, settleRows, toRehearsed } from "../lib/push.ts";
+import { type PushRow, prepareRows, pushRows, settleRows, toReport } from "../lib/push.ts";
 import { toFixedAt, toWatermark, toWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
@@ -29,7 +29,7 @@ const manual = {
   name: SCRIPT,
   purpose: "creates in Square the rows of the file that it lacks",
   options: {
-    "dry-run": { type: "boolean", default: false, describe: "Show what would be sent" },
+    "dry-run": flag("Show what would be sent"),
     source: { type: "string", requiresArg: true, describe: "Only rows with this source" },
     "created-since": { ...timeOption("--created-since", "Only rows made since"), default: "all" },
     limit: countOption("--limit", 1_000_000_000, "At most so many rows"),
@@ -37,11 +37,7 @@ const manual = {
       ...countOption("--batch-size", LARGEST_BATCH, "Rows a call; 1 = CreateCustomer"),
       default: LARGEST_BATCH,
     },
-    "allow-duplicates": {
-      type: "boolean",
-      default: false,
-      describe: "Send known email, phone too",
-    },
+    "allow-duplicates": flag("Send known email, phone too"),
   },
   examples: [
     [`${SCRIPT} --dry-run`, "see what would be sent"],
@@ -55,7 +51,7 @@ const manual = {
 
 await runScript(manual, async (run) => {
   const { options, environment } = run;
-  const isDryRun = options["dry-run"];
+  const { source, limit, "dry-run": isDryRun = false, "batch-size": batchSize } = options;
   const startedAt = Date.now();
   const database = await run.openDatabase();
   const watermark = database.read((db) => readWatermark(db, SCRIPT));
@@ -63,28 +59,27 @@ await runScript(manual, async (run) => {
 
   // Every row gets its key, and all keys are on disk, before the first request. A key made at the call
   // is lost with the call, and whoever was created by it is created again by the next.
-  const { source, limit, "allow-duplicates": allowDuplicates } = options;
+  const allowDuplicates = options["allow-duplicates"] ?? false;
   const selection = { source, createdSince: since, limit, allowDuplicates };
   const prepare = (db: SqlDatabase) => prepareRows(db, selection, environment);
-  const { ready, outcomes } = isDryRun ? database.read(prepare) : await database.change(prepare);
-  if (isDryRun) outcomes.push(...ready.map(toRehearsed));
+  const rows = isDryRun ? database.read(prepare) : await database.change(prepare);
 
   // The ids in each reply are saved before the next request is made. Rows that had their key before
   // this run were sent before, and nobody knows what came of them: pushRows looks them up first.
   const square = run.connectSquare(1);
-  const due = isDryRun ? [] : ready;
-  for await (const answers of pushRows(database, square, due, options["batch-size"])) {
-    const now = new Date().toISOString();
-    outcomes.push(...(await database.change((db) => settleRows(db, answers, now))));
-    run.progress(outcomes.length, ready.length);
+  let answered = 0;
+  for await (const answers of pushRows(database, square, isDryRun ? [] : rows, batchSize)) {
+    await database.change((db) => settleRows(db, answers, new Date().toISOString()));
+    answered += answers.length;
+    run.progress(answered, rows.length);
   }
 
-  const count = (word: Outcome["outcome"]) => outcomes.filter((row) => row.outcome === word).length;
-  for (const { local_id, outcome, reason } of outcomes)
-    if (reason) run.warn(`row ${local_id} is ${outcome}: ${reason}`);
+  const count = (word: PushRow["outcome"]) => rows.filter((row) => row.outcome === word).length;
+  for (const { localId, outcome, reason } of rows)
+    if (reason) run.warn(`row ${localId} is ${outcome}: ${reason}`);
   if (count("later") > 0)
     throw new SyncError(
-      `Cannot create ${count("later")} of ${outcomes.length} rows yet: Square or another program was in the way`,
+      `Cannot create ${count("later")} of ${rows.length} rows yet: Square or another program was in the way`,
       EXIT.later,
       "run it again later; they keep their keys, and the other rows are done",
     );
@@ -109,25 +104,24 @@ await runScript(manual, async (run) => {
   };
   if (!isDryRun) await database.change(record);
 
-  const held = count("held");
-  const good = ready.filter(({ problem }) => problem === undefined);
-  const rehearsal = good.map((row) => `row ${row.localId}: ${JSON.stringify(row.customer)}\n`);
+  const [held, ready] = [count("held"), rows.filter(({ outcome }) => outcome === "ready")];
+  const rehearsal = ready.map((row) => `row ${row.localId}: ${JSON.stringify(row.customer)}\n`);
   const summary = isDryRun
-    ? `${rehearsal.join("")}${SCRIPT} (${environment}), dry run: ${good.length} would be sent`
+    ? `${rehearsal.join("")}${SCRIPT} (${environment}), dry run: ${ready.length} would be sent`
     : `${SCRIPT} (${environment}): ${counts.created} created, ${counts.linked} linked`;
   return {
-    text: `${summary}, ${counts.refused} refused, ${held} held, of ${outcomes.length} selected`,
+    text: `${summary}, ${counts.refused} refused, ${held} held, of ${rows.length} selected`,
     json: {
       script: SCRIPT,
       environment,
       database: run.databasePath,
-      selected: outcomes.length,
+      selected: rows.length,
       ...counts,
       held,
       ...square.sent,
       seconds: (Date.now() - startedAt) / 1e3,
       dryRun: isDryRun,
-      rows: outcomes.sort((one, other) => one.local_id - other.local_id),
+      rows: rows.map(toReport),
     },
     exitCode: counts.refused + held > 0 ? EXIT.someRefused : EXIT.done,
   };
