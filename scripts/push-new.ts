@@ -22,8 +22,7 @@ import { toFixedAt, toWatermark, toWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
 
-// The most rows that Square takes in one call.
-const LARGEST_BATCH = 100;
+const LARGEST_BATCH = 100; // the most rows that Square takes in one call
 
 const manual = {
   name: SCRIPT,
@@ -87,9 +86,9 @@ await runScript(manual, async (run) => {
   const { fixedAt, warning } = toFixedAt(startedAt, square.clock);
   if (warning) run.warn(warning);
   const counts = { created: count("created"), linked: count("linked"), refused: count("refused") };
+  // What --source or --limit left out is not done: --created-since last must not pass over it.
+  const isNarrowed = source !== undefined || limit !== undefined;
   const record = (db: SqlDatabase) => {
-    // What --source or --limit left out is not done: --created-since last must not pass over it.
-    const isNarrowed = source !== undefined || limit !== undefined;
     const before = readWatermark(db, SCRIPT);
     recordRun(db, {
       script: SCRIPT,
