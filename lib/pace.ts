@@ -33,7 +33,6 @@ export function makePace(workers: number) {
       }
       nextAt = now + gapMs;
     },
-    /** A request is over. */
     over(wasAccepted: boolean): void {
       if (wasAccepted) acceptedAt.push(Date.now());
       underWay--;
