@@ -102,10 +102,8 @@ export function toCustomer(row: Record<string, unknown>) {
   return { customer, problems };
 }
 
-/**
- * A time of Square's as UTC with exactly three digits, so that text order is time order: Square drops
- * trailing zeros, and as text `…44Z` comes after `…44.72Z`.
- */
+// As UTC with three digits, so that text order is time order: Square drops trailing zeros, and as text
+// `…44Z` comes after `…44.72Z`.
 function toTime(text: string): string {
   const time = Date.parse(text);
   return Number.isNaN(time) ? text : new Date(time).toISOString();

@@ -25,24 +25,23 @@ export async function* searchPages(
   // A cursor is bound to its query: the rest of the body stays the same to the letter.
   let body: SearchRequest = { limit: PAGE_SIZE, count: true, query: { filter, sort } };
   const cursors = new Set<string>();
-  for (;;) {
-    let page: Page;
-    try {
-      page = await square.searchCustomers(body);
-    } catch (error) {
-      // The same query was good enough for the first page: what Square refuses is the cursor's age.
-      const isExpired = error instanceof RefusedError && error.exitCode === EXIT.failed;
-      if (!isExpired || cursors.size === 0 || restarts === 0) throw error;
-      return yield* searchPages(square, filter, restarts - 1);
+  try {
+    for (;;) {
+      const page = await square.searchCustomers(body);
+      yield page;
+      // A short page is not the last one, and neither is an empty one. Only this is:
+      const { cursor } = page;
+      if (cursor === undefined) return;
+      if (cursors.has(cursor))
+        throw new SyncError("Cannot read all pages: Square sent one cursor twice", EXIT.failed);
+      cursors.add(cursor);
+      body = { ...body, cursor };
     }
-    yield page;
-    // A short page is not the last one, and neither is an empty one. Only this is:
-    const { cursor } = page;
-    if (cursor === undefined) return;
-    if (cursors.has(cursor))
-      throw new SyncError("Cannot read all pages: Square sent one cursor twice", EXIT.failed);
-    cursors.add(cursor);
-    body = { ...body, cursor };
+  } catch (error) {
+    // The same query was good enough for the first page: what Square refuses is the cursor's age.
+    const isExpired = error instanceof RefusedError && error.exitCode === EXIT.failed;
+    if (!isExpired || cursors.size === 0 || restarts === 0) throw error;
+    yield* searchPages(square, filter, restarts - 1);
   }
 }
 
