@@ -5,24 +5,21 @@ import { type Customer, isRecord } from "./mapping.ts";
 import { makePace } from "./pace.ts";
 
 /**
- * Square's hosts, and the version of its API that the kit was written for, as the `square` package has
- * them: tests hold them, and every request, to that package. It is not loaded here. That takes most of
- * a second, and its typed calls take half a reply for the last page, rename all fields when one
- * surprises them, refuse a hundred rows for one unknown country, and wait for ever for a stalled body.
+ * Square's hosts, and the version of its API, as the `square` package has them: tests hold them, and
+ * every request, to that package. It is not loaded here. That takes most of a second, and its typed
+ * calls take half a reply for the last page, rename all fields when one surprises them, refuse a
+ * hundred rows for one unknown country, and wait for ever for a stalled body.
  */
 export const HOSTS = new Map([
   ["production", "https://connect.squareup.com"],
   ["sandbox", "https://connect.squareupsandbox.com"],
 ]);
-export const SQUARE_VERSION = "2026-09-16";
+const SQUARE_VERSION = "2026-09-16";
 
 const ATTEMPT_MS = 15_000; // a whole answer that takes longer will not come
 const BUDGET_MS = 60_000; // a request is given up after trying for so long
 const BACKOFF_MS = 500; // the first wait, give or take half; each further one is twice as long…
 const LONGEST_BACKOFF_MS = 16_000; // …up to this
-
-/** Which Square, and as whom. The base URL has no slash at its end. */
-export type Account = { environment: string; token: string; baseUrl: string };
 
 /** The body of a SearchCustomers request, as it goes over the wire. */
 export type SearchRequest = serialization.SearchCustomersRequest.Raw;
@@ -36,10 +33,10 @@ export type SquareProblem = Record<string, unknown>;
 /** What came of one row of a create. */
 export type Created = { customer: Customer } | { errors: SquareProblem[] };
 
+type Reply = Record<string, unknown>;
+
 /** The calls of the kit, what they cost so far, and Square's clock. */
 export type Square = ReturnType<typeof connectSquare>;
-
-type Reply = Record<string, unknown>;
 
 /** Square understood the request and refused it; trying again would not help. */
 export class RefusedError extends SyncError {
@@ -47,13 +44,12 @@ export class RefusedError extends SyncError {
 
   constructor(status: number, errors: SquareProblem[]) {
     const isDenied = status === 401 || status === 403 || has(errors, "AUTHENTICATION_ERROR");
-    super(
-      `Cannot ${isDenied ? "use this token" : "get an answer"}: Square says ${toWords(status, errors)}`,
-      isDenied ? EXIT.notAllowed : EXIT.failed,
-      isDenied
-        ? "a token of this SQUARE_ENVIRONMENT that is not expired, with CUSTOMERS_READ and CUSTOMERS_WRITE"
-        : undefined,
-    );
+    const what = isDenied ? "use this token" : "get an answer";
+    const exitCode = isDenied ? EXIT.notAllowed : EXIT.failed;
+    const scopes = "with CUSTOMERS_READ and CUSTOMERS_WRITE";
+    const hint = `a token of this SQUARE_ENVIRONMENT that is not expired, ${scopes}`;
+    const message = `Cannot ${what}: Square says ${toWords(status, errors)}`;
+    super(message, exitCode, isDenied ? hint : undefined);
     this.errors = errors;
   }
 }
@@ -63,38 +59,36 @@ export function has(errors: SquareProblem[], ...categories: string[]): boolean {
   return errors.some(({ category }) => categories.includes(String(category)));
 }
 
-/** Status, codes and fields; not the details, which can quote what a customer said. */
+/** Codes and fields, or the status; not the details, which can quote what a customer said. */
 export function toWords(status: number, errors: SquareProblem[]): string {
-  const words = errors.map(({ code = "UNKNOWN", field }) =>
-    field ? `${code} (${field})` : `${code}`,
-  );
-  return [...new Set(words.length > 0 ? words : [`status ${status}`])].join(", ");
+  const words = errors.map(({ code = "UNKNOWN", field }) => `${code}${field ? ` (${field})` : ""}`);
+  return [...new Set(words)].join(", ") || `status ${status}`;
 }
 
 /**
  * Makes the calls of the kit to one Square.
+ * @param account as whom; the base URL has no slash at its end
  * @param workers how many requests may be under way at a time
  * @param stop ends every request and every wait
  * @param say is told of each retry
  */
 export function connectSquare(
-  { environment, token, baseUrl }: Account,
+  { environment, token, baseUrl }: { environment: string; token: string; baseUrl: string },
   workers: number,
   stop: AbortSignal,
   say: (text: string) => void,
 ) {
+  const cannot = `Cannot reach Square (${environment})`;
   const pace = makePace(workers);
   const square = {
     sent: { requests: 0, retries: 0 },
     /** Square's clock at its first answer and ours at that moment, in milliseconds since 1970. */
     clock: undefined as { square: number; local: number } | undefined,
-    searchCustomers: (body: SearchRequest): Promise<Page> =>
-      send("/v2/customers/search", body, toPage),
+    searchCustomers: (body: SearchRequest) => send("/v2/customers/search", body, toPage),
     /** @param customer with its `idempotency_key` */
-    createCustomer: (customer: Customer): Promise<Created> =>
-      send("/v2/customers", customer, toCreated),
+    createCustomer: (customer: Customer) => send("/v2/customers", customer, toCreated),
     /** @param customers 1 to 100 of them, by idempotency key */
-    bulkCreateCustomers: (customers: Record<string, Customer>): Promise<Record<string, Created>> =>
+    bulkCreateCustomers: (customers: Record<string, Customer>) =>
       send("/v2/customers/bulk-create", { customers }, ({ responses }) => {
         const created: Record<string, Created> = {};
         for (const key of Object.keys(customers)) {
@@ -110,33 +104,31 @@ export function connectSquare(
   // Every search only reads and every create carries a stored key, so whatever was asked may be asked
   // again. Where toAnswer returns undefined the answer is not whole: a failure, never an empty page.
   async function send<T>(path: string, body: object, toAnswer: (reply: Reply) => T | undefined) {
-    let firstAt = 0;
+    let giveUpAt = 0;
     for (let attempt = 1; ; attempt++) {
       await pace.turn(stop);
-      firstAt ||= Date.now();
+      giveUpAt ||= Date.now() + BUDGET_MS;
       square.sent.requests++;
       if (attempt > 1) square.sent.retries++;
-      const { status, json, retryAfterMs, cause } = await sendOnce(path, body);
+      const { status = 0, json, retryAfterMs = 0, cause } = await sendOnce(path, body);
       pace.over(status === 200);
       const errors = toErrors(json);
-      const isLimited = status === 429 || has(errors, "RATE_LIMIT_ERROR");
-      const passes =
-        isLimited || status === 408 || status >= 500 || status === 0 || has(errors, "API_ERROR");
-      if (!passes && (status !== 200 || errors.length > 0)) throw new RefusedError(status, errors);
-      const answer = !passes && isRecord(json) ? toAnswer(json) : undefined;
+      const isWell = status === 200 && errors.length === 0;
+      const answer = isWell && isRecord(json) ? toAnswer(json) : undefined;
       if (answer !== undefined) return answer;
 
-      const why = passes && status > 0 ? toWords(status, errors) : "no whole answer";
+      const isLimited = status === 429 || has(errors, "RATE_LIMIT_ERROR");
+      const isBroken = isWell || status === 0; // no answer at all, or not a whole one
+      const passes = isLimited || isBroken || status === 408 || status >= 500;
+      if (!passes && !has(errors, "API_ERROR")) throw new RefusedError(status, errors);
+      const why = isBroken ? "no whole answer" : toWords(status, errors);
       const backoff = Math.min(BACKOFF_MS * 2 ** (attempt - 1), LONGEST_BACKOFF_MS);
       // "Retry-After: 0" is no leave to hammer.
       const waitMs = Math.max(retryAfterMs, backoff * (0.5 + Math.random()));
-      if (Date.now() - firstAt + waitMs > BUDGET_MS)
-        throw new SyncError(
-          `Cannot reach Square (${environment}): ${why} (tries: ${attempt})`,
-          EXIT.later,
-          "run it again later; check the network and https://www.issquareup.com",
-          cause,
-        );
+      if (Date.now() + waitMs > giveUpAt) {
+        const hint = "run it again later; check the network and https://www.issquareup.com";
+        throw new SyncError(`${cannot}: ${why} (tries: ${attempt})`, EXIT.later, hint, cause);
+      }
       say(`${path}: ${why}; trying again in ${(waitMs / 1e3).toFixed(1)} s`);
       // A rate limit is everybody's: all workers slow down, not only the one that was told.
       if (isLimited) pace.limited(waitMs);
@@ -144,7 +136,7 @@ export function connectSquare(
     }
   }
 
-  /** One request; status 0 when there was no answer, or it did not come whole in time. */
+  /** One request; no status when there was no answer, or it did not come whole in time. */
   async function sendOnce(path: string, body: object) {
     // Not AbortSignal.any: on Node 20 such a signal is collected as garbage, and then nothing ends a wait.
     const attempt = new AbortController();
@@ -169,21 +161,19 @@ export function connectSquare(
       const json: unknown = await response.json().catch((error: unknown) => {
         if (!(error instanceof SyntaxError)) throw error;
       });
-      const date = Date.parse(response.headers.get("date") ?? "") || Date.now();
-      if (response.headers.has("date")) square.clock ??= { square: date, local: Date.now() };
-      const retryAfterMs = toWaitMs(response.headers.get("retry-after") ?? "", date);
-      return { status: response.status, json, retryAfterMs, cause: undefined };
+      const { status, headers } = response;
+      const date = Date.parse(headers.get("date") ?? "");
+      if (date) square.clock ??= { square: date, local: Date.now() };
+      // A number of seconds, or a date by Square's own clock.
+      const after = headers.get("retry-after") ?? "";
+      const retryAfterMs = Number(after) * 1e3 || Date.parse(after) - date || 0;
+      return { status, json, retryAfterMs };
     } catch (cause) {
       stop.throwIfAborted();
-      // Deno may not go to that host, and may not the next time either.
-      if (cause instanceof Error && cause.name === "NotCapable")
-        throw new SyncError(
-          `Cannot reach Square (${environment}): Deno has no permission for its host`,
-          EXIT.usage,
-          "--allow-net with the host that --verbose names",
-          cause,
-        );
-      return { status: 0, json: undefined, retryAfterMs: 0, cause };
+      if (!(cause instanceof Error && cause.name === "NotCapable")) return { cause };
+      const why = "Deno has no permission for its host"; // nor will it have the next time
+      const hint = "--allow-net with the host that --verbose names";
+      throw new SyncError(`${cannot}: ${why}`, EXIT.usage, hint, cause);
     } finally {
       clearTimeout(timer);
       stop.removeEventListener("abort", abort);
@@ -216,10 +206,4 @@ function toErrors(reply: unknown): SquareProblem[] {
 
 function hasId(customer: unknown): customer is Customer {
   return isRecord(customer) && typeof customer.id === "string" && customer.id !== "";
-}
-
-// A number of seconds, or a date by Square's own clock.
-function toWaitMs(retryAfter: string, now: number): number {
-  const waitMs = Number(retryAfter) * 1e3;
-  return Math.max(Number.isNaN(waitMs) ? Date.parse(retryAfter) - now : waitMs, 0) || 0;
 }

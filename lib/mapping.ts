@@ -6,17 +6,12 @@ export type Value = string | number | null;
 
 interface Field {
   column: string;
-  /** Square's name, where it differs from the column's. */
-  square?: string;
-  /** The object of Square's that it is in, such as `address`. */
-  under?: string;
+  square?: string; // Square's name, where it differs from the column's
+  under?: string; // the object of Square's that it is in, such as `address`
   as?: "time" | "integer" | "list" | "flag";
-  /** Goes to Square when a row is pushed. What is not sent is Square's alone to say. */
-  sent?: true;
-  /** The longest text that Square takes, in characters (BulkCreateCustomerData). */
-  longest?: number;
-  /** Puts case and spaces right, or answers undefined for what Square cannot take. Never guesses. */
-  form?: (text: string) => string | undefined;
+  sent?: true; // goes to Square when a row is pushed; what is not sent is Square's alone to say
+  longest?: number; // in characters (BulkCreateCustomerData)
+  form?: (text: string) => string | undefined; // puts case and spaces right; undefined = no good
 }
 
 /**
@@ -71,7 +66,7 @@ export function toValues(customer: Customer): Value[] {
   });
 }
 
-/** One column's value out of what {@linkcode toValues} returns. */
+/** One column's value of a row's. */
 export function columnValue(values: Value[], column: string): Value {
   return values[FIELDS.findIndex((field) => field.column === column)] ?? null;
 }
@@ -88,20 +83,16 @@ export function keepNewest(customers: Map<string, Value[]>, customer: Customer):
  * Turns a local row into what CreateCustomer takes, and says why Square would refuse it. Blank columns
  * are left out: Square takes an unset field, not an empty one.
  */
-export function toCustomer(row: Record<string, unknown>): {
-  customer: Customer;
-  problems: string[];
-} {
+export function toCustomer(row: Record<string, unknown>) {
   const customer: Customer = {};
   const problems: string[] = [];
-  for (const { column, square = column, under, sent, longest, form } of FIELDS) {
-    const value = row[column] ?? null;
-    const isText = typeof value === "string" || typeof value === "number";
-    const text = isText ? String(value).trim() : "";
-    if (!sent || value === null || (isText && text === "")) continue;
-    const right = form === undefined ? text : form(text);
-    if (!isText || right === undefined) problems.push(`${column} is not one that Square takes`);
-    else if ([...right].length > (longest ?? Number.POSITIVE_INFINITY))
+  for (const { column, square = column, under, sent, longest = Infinity, form } of FIELDS) {
+    const value = row[column] ?? "";
+    const text = typeof value === "string" || typeof value === "number" ? `${value}`.trim() : value;
+    if (!sent || text === "") continue;
+    const right = typeof text === "string" && form ? form(text) : text;
+    if (typeof right !== "string") problems.push(`${column} is not one that Square takes`);
+    else if ([...right].length > longest)
       problems.push(`${column} is longer than ${longest} characters`);
     else if (under === undefined) customer[square] = right;
     else customer[under] = Object.assign(customer[under] ?? {}, { [square]: right });
@@ -111,11 +102,9 @@ export function toCustomer(row: Record<string, unknown>): {
   return { customer, problems };
 }
 
-/**
- * A time of Square's as UTC with exactly three digits, so that text order is time order: Square drops
- * trailing zeros, and as text `…44Z` comes after `…44.72Z`.
- */
-export function toTime(text: string): string {
+// As UTC with three digits, so that text order is time order: Square drops trailing zeros, and as text
+// `…44Z` comes after `…44.72Z`.
+function toTime(text: string): string {
   const time = Date.parse(text);
   return Number.isNaN(time) ? text : new Date(time).toISOString();
 }
@@ -143,10 +132,11 @@ function toPhone(text: string): string | undefined {
 
 // YYYY-MM-DD or MM-DD; Square answers year 0000 where it is not known, and 2000 had a 29 February.
 function toBirthday(text: string): string | undefined {
-  const [, year = "0000", day] = /^(?:(\d{4})-)?(\d{2}-\d{2})$/.exec(text) ?? [];
-  const date = new Date(`${year === "0000" ? "2000" : year}-${day}T00:00:00Z`);
-  if (Number.isNaN(date.getTime()) || date.toISOString().slice(5, 10) !== day) return undefined;
-  return year === "0000" ? day : `${year}-${day}`;
+  const [, year = "0000", day = ""] = /^(?:(\d{4})-)?(\d{2}-\d{2})$/.exec(text) ?? [];
+  const isKnown = year !== "0000";
+  const date = new Date(`${isKnown ? year : "2000"}-${day}T00:00Z`);
+  if (date.toJSON()?.slice(5, 10) !== day) return undefined;
+  return isKnown ? `${year}-${day}` : day;
 }
 
 function toCountry(text: string): string | undefined {

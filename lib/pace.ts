@@ -1,8 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 
 const CAUTION = 1.05; // stay this much below what Square was seen to take
-const RECOVERY_MS = 5_000; // so long without a refusal, and the gap shrinks…
-const RECOVERY = 0.85; // …to this much of it
+const RECOVERY_MS = 30_000; // without a refusal, the gap shrinks to a third of it in so long
 
 /**
  * The pace that all requests of a run share. Square does not publish its limits, so the pace is what
@@ -13,7 +12,6 @@ export function makePace(workers: number) {
   const waiting: (() => void)[] = [];
   let underWay = 0;
   let gapMs = 0;
-  let gapSetAt = 0;
   let nextAt = 0;
   let pausedUntil = 0;
   let acceptedAt: number[] = [];
@@ -27,13 +25,9 @@ export function makePace(workers: number) {
       let now = Date.now();
       for (; Math.max(nextAt, pausedUntil) > now; now = Date.now())
         await sleep(Math.max(nextAt, pausedUntil) - now, undefined, { signal: stop });
-      if (now - gapSetAt > RECOVERY_MS) {
-        gapMs = gapMs > 1 ? gapMs * RECOVERY : 0;
-        gapSetAt = now;
-      }
       nextAt = now + gapMs;
+      gapMs *= 1 - gapMs / RECOVERY_MS;
     },
-    /** A request is over. */
     over(wasAccepted: boolean): void {
       if (wasAccepted) acceptedAt.push(Date.now());
       underWay--;
@@ -45,7 +39,6 @@ export function makePace(workers: number) {
       acceptedAt = acceptedAt.filter((at) => at > now - 1_000);
       // Requests that were under way together are refused together: that is one refusal.
       if (now >= pausedUntil) gapMs = (1_000 / Math.max(acceptedAt.length, 1)) * CAUTION;
-      gapSetAt = now;
       pausedUntil = Math.max(pausedUntil, now + waitMs);
     },
   };

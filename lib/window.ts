@@ -36,11 +36,7 @@ export function toWindow(
  * where `--since last` would have begun: else it would pass over a hole that no later run fills.
  * @param fixedAt from {@linkcode toFixedAt}
  */
-export function toWatermark(
-  { since, until }: Window,
-  watermark: string | null,
-  fixedAt: number,
-): string | null {
+export function toWatermark({ since, until }: Window, watermark: string | null, fixedAt: number) {
   const start = toNextStart(watermark, fixedAt);
   if (since !== null && (start === null || since > start)) return watermark;
   const fixed = new Date(fixedAt).toISOString();
@@ -51,14 +47,14 @@ export function toWatermark(
 /**
  * The point in time that a run was fixed at: the earlier of our clock at its start and Square's at its
  * first answer. The watermark of a clock that is ahead would skip all that is created until then.
- * @param clock Square's clock and ours at one moment; undefined when Square did not say
+ * @param clock Square's clock and ours at one moment, if Square said
  */
-export function toFixedAt(startedAt: number, clock: { square: number; local: number } | undefined) {
-  const offBy = clock ? Math.round((clock.local - clock.square) / 1e3) : 0;
+export function toFixedAt(startedAt: number, clock = { square: startedAt, local: startedAt }) {
+  const offBy = Math.round((clock.local - clock.square) / 1e3);
   const way = offBy > 0 ? "ahead of" : "behind";
   const warning = `this computer's clock is ${Math.abs(offBy)} s ${way} Square's`;
   return {
-    fixedAt: Math.min(startedAt, clock?.square ?? startedAt),
+    fixedAt: Math.min(startedAt, clock.square),
     warning: Math.abs(offBy) > 60 ? warning : undefined,
   };
 }
@@ -70,18 +66,16 @@ export function toFixedAt(startedAt: number, clock: { square: number; local: num
  */
 export function toInstant(option: string, text: string, now: number): string {
   const [, amount, unit = ""] = /^(\d+)([smhdw])$/.exec(text) ?? [];
-  const [, day, time = "T00:00:00"] =
+  const [, day = "", time = "T00:00:00"] =
     /^(\d{4}-\d\d-\d\d)(T\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d))?$/i.exec(text) ?? [];
   let instant = now - Number(amount) * (UNIT_MS[unit] ?? Number.NaN);
   // Date.parse turns 30 February into 2 March, and takes a time without a zone to be local.
-  if (new Date(`${day}T00:00Z`).toJSON()?.startsWith(`${day}`))
-    instant = Date.parse(`${day}${time}`);
+  if (day && new Date(`${day}T00:00Z`).toJSON()?.startsWith(day)) instant = Date.parse(day + time);
   // RFC 3339 writes a year with four digits.
-  if (!(instant >= Date.parse("0000-01-01") && instant < Date.UTC(10_000, 0)))
-    throw usage(
-      `Cannot use ${option} ${JSON.stringify(text)}: it is not a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time`,
-    );
-  return new Date(instant).toISOString();
+  if (instant >= Date.parse("0000-01-01") && instant < Date.UTC(10_000, 0))
+    return new Date(instant).toISOString();
+  const forms = "a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time";
+  throw usage(`Cannot use ${option} ${JSON.stringify(text)}: it is not ${forms}`);
 }
 
 function toNextStart(watermark: string | null, now: number): string | null {
