@@ -50,7 +50,9 @@ export class RefusedError extends SyncError {
     const hint = `a token of this SQUARE_ENVIRONMENT that is not expired, ${scopes}`;
     const message = `Cannot ${what}: Square says ${toWords(status, errors)}`;
     super(message, exitCode, isDenied ? hint : undefined);
-    this.errors = errors;
+    // What stands between us and Square says it without Square's words.
+    const tooLarge = status === 413 && errors.length === 0;
+    this.errors = tooLarge ? [{ code: "REQUEST_ENTITY_TOO_LARGE" }] : errors;
   }
 }
 
@@ -82,6 +84,7 @@ export function connectSquare(
   const pace = makePace(workers);
   const square = {
     sent: { requests: 0, retries: 0 },
+    unanswered: 0, // requests of which nobody knows what Square did
     /** Square's clock at its first answer and ours at that moment, in milliseconds since 1970. */
     clock: undefined as { square: number; local: number } | undefined,
     searchCustomers: (body: SearchRequest) => send("/v2/customers/search", body, toPage),
@@ -131,8 +134,12 @@ export function connectSquare(
       }
       say(`${path}: ${why}; trying again in ${(waitMs / 1e3).toFixed(1)} s`);
       // A rate limit is everybody's: all workers slow down, not only the one that was told.
-      if (isLimited) pace.limited(waitMs);
-      else await sleep(waitMs, undefined, { signal: stop });
+      if (isLimited) {
+        pace.limited(waitMs);
+        continue;
+      }
+      square.unanswered++;
+      await sleep(waitMs, undefined, { signal: stop });
     }
   }
 

@@ -59,7 +59,12 @@ export interface Run<O extends AllOptions> {
 }
 
 /** What a script says in the end: a line to a person, or an object to a program. */
-export type Summary = { text: string; json: Record<string, unknown>; exitCode?: ExitCode };
+export type Summary = {
+  text: string;
+  json: Record<string, unknown>;
+  exitCode?: ExitCode;
+  error?: SyncError | undefined; // what is left to be said, and done
+};
 
 /**
  * Runs a script: first options and configuration, then `main`, then the summary on stdout, or the error
@@ -119,6 +124,7 @@ export async function runScript<const O extends AllOptions>(
     const result = json ? JSON.stringify(summary.json) : summary.text;
     if (json || !quiet) process.stdout.write(toSafe(result));
     process.exitCode = summary.exitCode ?? EXIT.done;
+    if (summary.error) throw summary.error;
   } catch (thrown) {
     bar.stop();
     const error: unknown = stop.signal.aborted ? stop.signal.reason : thrown;
@@ -136,6 +142,16 @@ export async function runScript<const O extends AllOptions>(
 /** @returns the options; undefined when help or the version was asked for, and is printed */
 async function readOptions<O extends AllOptions>(manual: Manual<O>) {
   const { name, purpose, examples, exitCodes, options } = manual;
+  // npm run push-new --dry-run: npm takes the option for its own, and the script would push.
+  const taken = Object.keys({ ...options, db: "" }).find(
+    (option) => process.env[`npm_config_${option.replaceAll("-", "_")}`] !== undefined,
+  );
+  if (taken !== undefined)
+    throw new SyncError(
+      `Cannot use --${taken}: npm took it`,
+      EXIT.usage,
+      `npm run ${name} -- --${taken}`,
+    );
   const given = await yargs(process.argv.slice(2))
     .scriptName(name)
     .usage(`${name} ${purpose}`)

@@ -148,9 +148,16 @@ const UPSERT = `
  * not in Square yet *is* that row, and is linked to it.
  * @param customers as {@linkcode toValues} makes them
  */
-export function saveCustomers(db: SqlDatabase, customers: Iterable<Value[]>, now: string) {
+export function saveCustomers(db: SqlDatabase, customers: Value[][], now: string) {
   const counts = { inserted: 0, updated: 0, unchanged: 0, linked: 0 };
   const unpushed = readUnpushed(db);
+  // Nor is a reference_id that two of them share anybody's name.
+  const references = new Set<Value>();
+  for (const values of customers) {
+    const reference = columnValue(values, "reference_id");
+    if (references.has(reference)) unpushed.delete(reference);
+    references.add(reference);
+  }
   const find = db.prepare("SELECT 1 FROM customers WHERE id = ?");
   const upsert = db.prepare(UPSERT);
   for (const values of customers) {
@@ -171,7 +178,9 @@ export function saveCustomers(db: SqlDatabase, customers: Iterable<Value[]>, now
 
 /** Gives a row its id in Square, unless it has one; what else Square says of it is saved after that. */
 export function linkRow(db: SqlDatabase, column: string, name: Value, id: Value): boolean {
-  const sql = `UPDATE customers SET id = ?, push_error = NULL WHERE ${column} = ? AND id IS NULL`;
+  // A version that is left from another profile would keep this one's changes out.
+  const sql = `UPDATE customers SET id = ?, version = NULL, push_error = NULL
+    WHERE ${column} = ? AND id IS NULL`;
   return db.run(sql, [id, name]).getRowsModified() === 1;
 }
 

@@ -35,6 +35,7 @@ function makeSquare(
   const none = () => Promise.reject(new Error("not asked for here"));
   const square: Square = {
     sent: { requests: 0, retries: 0 },
+    unanswered: 0,
     clock: undefined,
     createCustomer: none,
     bulkCreateCustomers: none,

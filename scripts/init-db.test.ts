@@ -44,6 +44,9 @@ test("init-db puts back a table and a column that are missing, and keeps every r
   assert.deepEqual(bench.rows("SELECT given_name, nickname, loyalty FROM customers"), [
     { given_name: "Ada", nickname: null, loyalty: "gold" },
   ]);
+  bench.sql("ALTER TABLE sync_runs DROP COLUMN retries");
+  assert.deepEqual((await bench.json("init-db")).upgraded, true);
+  assert.equal((await bench.json("pull-created")).retries, 0);
 });
 
 test("init-db upgrades the table of the 2018 post; doubled rows are merged and the old table is kept", async (t) => {
@@ -55,7 +58,7 @@ test("init-db upgrades the table of the 2018 post; doubled rows are merged and t
       ('A', '2018-08-01T10:00:00Z', '2018-08-02T10:00:00.25Z', '2018-08-02', 'Anna', 'One', 'ann@example.com', 'DIRECTORY'),
       (NULL, NULL, NULL, NULL, 'Local', 'Only', 'local@example.com', NULL),
       (NULL, NULL, NULL, NULL, 'Local', 'Only', 'local@example.com', NULL),
-      ('', NULL, NULL, NULL, 'Empty', 'Id', NULL, NULL)`);
+      (' ', NULL, NULL, NULL, 'Empty', 'Id', NULL, NULL)`);
   const { created, upgraded } = await bench.json("init-db");
   assert.deepEqual([created, upgraded], [["sync_runs"], true]);
   assert.deepEqual(
@@ -138,4 +141,8 @@ test("init-db refuses what is no SQLite file, a newer schema, and another progra
   await expectRefusal("database.db", 2, /Cannot use "database.db": its schema has version 2/);
   bench.sql("PRAGMA user_version = 0; CREATE TABLE customers (customer_number INTEGER)");
   await expectRefusal("database.db", 2, /its table customers is another program's/);
+  bench.sql("DROP TABLE customers; CREATE TABLE customers (local_id INTEGER, name TEXT)");
+  await expectRefusal("database.db", 2, /its table customers is another program's/);
+  bench.sql("DROP TABLE customers; CREATE TABLE sync_runs (finished TEXT)");
+  await expectRefusal("database.db", 2, /its table sync_runs is another program's/);
 });

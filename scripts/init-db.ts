@@ -16,24 +16,18 @@ import type { Database as SqlDatabase } from "sql.js";
 import { runScript } from "../lib/command.ts";
 import { type Check, checkVersion, readNumber, readRows } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
-import { FIELDS } from "../lib/mapping.ts";
 
 // Plain SQL in a file of its own, which the sqlite3 program can run too.
 const SCHEMA = readFileSync(new URL("../lib/schema.sql", import.meta.url), "utf8");
+
+// Our tables, and the columns by which one that is there already is known to be ours.
+const OURS = { customers: ["local_id", "id"], sync_runs: ["script", "watermark"] };
 
 // The table of Square's 2018 post. It had no key, so customers can be in it twice.
 const COLUMNS_2018 =
   "id created_at updated_at synced_at given_name family_name email_address creation_source".split(
     " ",
   );
-
-// A column without a type keeps whatever it is given, which is what an added one needs.
-const WANTED = FIELDS.map(({ column }) => column).concat(
-  "source",
-  "synced_at",
-  "idempotency_key",
-  "push_error",
-);
 
 const manual = {
   name: "init-db",
@@ -52,31 +46,39 @@ await runScript(manual, async (run) => {
   // Refuse before anything is touched: a schema from the future, or a table that somebody else needs.
   const check: Check = (db, path) => {
     checkVersion(db, path);
-    const columns = columnsOf(db, "customers");
-    const is2018 = COLUMNS_2018.every((name) => columns.includes(name));
-    if (columns.length > 0 && !columns.includes("local_id") && !is2018)
-      throw new SyncError(
-        `Cannot use "${path}": its table customers is another program's`,
-        EXIT.usage,
-        "another file with --db",
-      );
+    for (const [table, names] of Object.entries(OURS)) {
+      const columns = columnsOf(db, table);
+      const isOurs = names.every((name) => columns.includes(name)) || is2018(columns);
+      if (columns.length > 0 && !isOurs)
+        throw new SyncError(
+          `Cannot use "${path}": its table ${table} is another program's`,
+          EXIT.usage,
+          "another file with --db",
+        );
+    }
   };
   const database = await run.openDatabase(check, true);
 
   // All in one transaction and one save: killed half way, it leaves the file as it was.
   const { created, upgraded } = await database.change((db) => {
-    const before = tablesOf(db);
+    const before = readNames(db, "SELECT name FROM sqlite_master");
     const old = columnsOf(db, "customers");
-    const is2018 = old.length > 0 && !old.includes("local_id");
-    const kept = freeName(before);
+    let kept = "customers_2018";
+    while (before.includes(kept)) kept += "_";
     // In the old way of ALTER TABLE, a view that reads customers goes on to read customers.
-    if (is2018) db.run(`PRAGMA legacy_alter_table = ON; ALTER TABLE customers RENAME TO ${kept}`);
-    const missing = is2018 || old.length === 0 ? [] : WANTED.filter((name) => !old.includes(name));
-    for (const name of missing) db.run(`ALTER TABLE customers ADD COLUMN ${name}`);
+    if (is2018(old))
+      db.run(`PRAGMA legacy_alter_table = ON; ALTER TABLE customers RENAME TO ${kept}`);
+    // A column without a type keeps whatever it is given, which is what an added one needs.
+    const added = Object.keys(OURS).flatMap((table) => {
+      const columns = columnsOf(db, table);
+      const missing = wantedIn(table).filter((name) => !columns.includes(name));
+      return columns.length === 0 ? [] : missing.map((name) => `${table} ADD COLUMN ${name}`);
+    });
+    for (const what of added) db.run(`ALTER TABLE ${what}`);
     db.exec(SCHEMA);
-    if (is2018) moveRows(db, kept, old);
-    const created = tablesOf(db).filter((name) => !before.includes(name) && name !== kept);
-    return { created, upgraded: is2018 || missing.length > 0 };
+    if (is2018(old)) moveRows(db, kept, old);
+    const created = Object.keys(OURS).filter((table) => !before.includes(table));
+    return { created, upgraded: is2018(old) || added.length > 0 };
   });
 
   const done = upgraded ? ["upgraded"] : [];
@@ -96,11 +98,11 @@ function moveRows(db: SqlDatabase, old: string, columns: string[]): void {
   const time = (name: string) =>
     `coalesce(iif(${name} LIKE '____-__-__%', strftime('%Y-%m-%dT%H:%M:%fZ', ${name}), NULL), ${name})`;
   const values = COLUMNS_2018.map((name) => (name.endsWith("_at") ? time(name) : name));
-  values[0] = "nullif(id, '')";
+  values[0] = "nullif(trim(id), '')";
   db.run(`INSERT INTO customers (${COLUMNS_2018.join(", ")})
     SELECT ${values.join(", ")} FROM (
-      SELECT *, rowid AS place, max(coalesce(${time("updated_at")}, '')) FROM ${old}
-      GROUP BY coalesce(nullif(id, ''), rowid)
+      SELECT *, _rowid_ AS place, max(coalesce(${time("updated_at")}, '')) FROM ${old}
+      GROUP BY coalesce(nullif(trim(id), ''), _rowid_)
     ) ORDER BY place`);
   const [moved, all] = ["customers", old].map((table) =>
     readNumber(db, `SELECT count(*) FROM ${table}`),
@@ -110,20 +112,23 @@ function moveRows(db: SqlDatabase, old: string, columns: string[]): void {
     db.run(`DROP TABLE ${old}`);
 }
 
-function tablesOf(db: SqlDatabase): string[] {
-  return readRows(db, "SELECT name FROM sqlite_master WHERE type = 'table'").map(
-    (row) => `${row.name}`,
-  );
+function is2018(columns: string[]): boolean {
+  return !columns.includes("local_id") && COLUMNS_2018.every((name) => columns.includes(name));
+}
+
+// The columns that schema.sql gives a table: the words that its lines begin with.
+function wantedIn(table: string): string[] {
+  const [, body = ""] = new RegExp(`EXISTS ${table} \\((.*?)\n\\);`, "s").exec(SCHEMA) ?? [];
+  return [...body.matchAll(/^ {2}(\w+) /gm)].map(([, name = ""]) => name);
 }
 
 function columnsOf(db: SqlDatabase, table: string): string[] {
-  return readRows(db, `SELECT name FROM pragma_table_info('${table}')`).map((row) => `${row.name}`);
+  return readNames(db, `SELECT name FROM pragma_table_xinfo('${table}')`);
 }
 
-function freeName(taken: string[]): string {
-  let name = "customers_2018";
-  while (taken.includes(name)) name += "_";
-  return name;
+// In small letters: to SQLite, names that differ in case only are the same.
+function readNames(db: SqlDatabase, sql: string): string[] {
+  return readRows(db, sql).map(({ name }) => `${name}`.toLowerCase());
 }
 
 /*

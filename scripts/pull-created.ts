@@ -68,7 +68,7 @@ await runScript(manual, async (run) => {
   const finishedAt = new Date().toISOString();
   const saved = await database.change((db) => {
     const before = readWatermark(db, SCRIPT);
-    const counts = saveCustomers(db, customers.values(), finishedAt);
+    const counts = saveCustomers(db, [...customers.values()], finishedAt);
     recordRun(db, {
       script: SCRIPT,
       environment,
@@ -83,12 +83,11 @@ await runScript(manual, async (run) => {
     return counts;
   });
 
-  if (missing > 0)
-    throw new SyncError(
-      `Cannot read all customers: ${missing} fewer came than Square counted`,
-      EXIT.failed,
-      "run it again; those that came are saved, and the next run begins where this one did",
-    );
+  const error = new SyncError(
+    `Cannot read all customers: ${missing} fewer came than Square counted`,
+    EXIT.failed,
+    "run it again; those that came are saved, and the next run begins where this one did",
+  );
   return {
     text: `${SCRIPT} (${environment}): ${customers.size} read, ${saved.inserted} new, ${saved.updated} changed, ${saved.unchanged} unchanged, ${saved.linked} linked`,
     json: {
@@ -101,6 +100,7 @@ await runScript(manual, async (run) => {
       ...square.sent,
       seconds: (Date.now() - startedAt) / 1e3,
     },
+    error: missing > 0 ? error : undefined,
   };
 });
 

@@ -316,3 +316,165 @@ test("a row in doubt is not taken for another customer with the same reference_i
   assertOneEach(bench, ["Ann", "Bob"]);
   assert.equal(bench.square.customers.size, 2);
 });
+
+test("rows with one reference_id and an e-mail each are linked, not held, when a pull came before the lost reply's push", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  bench.sql(`INSERT INTO customers (given_name, email_address, reference_id)
+    VALUES ('Ada', 'ada@example.com', 'import-1'), ('Bob', 'bob@example.com', 'import-1')`);
+  for (const localId of [1, 2]) await loseReply(bench, localId);
+  await bench.json("pull-created");
+  assert.equal((await bench.json("push-new")).created, 2);
+  assertOneEach(bench, ["Ada", "Bob"]);
+  assertEqualSides(bench);
+});
+
+test("a row that was sent and is not meant by this run is a twin all the same", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  bench.sql(`INSERT INTO customers (given_name, email_address, source)
+    VALUES ('Web', 'ann@example.com', 'web'), ('Till', 'ann@example.com', 'till')`);
+  await loseReply(bench, 1);
+  const pushed = await bench.json("push-new", ["--source", "till"], 3);
+  assert.deepEqual([pushed.created, pushed.held], [0, 1]);
+  assert.equal(rowsOf(pushed)[0]?.reason, "row 1 has the same email or phone");
+});
+
+test("what is changed in a row during a push is sent; what is changed while it is under way is named", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  addRows(bench, 4);
+  bench.square.set({
+    fault({ number }) {
+      if (number === 1)
+        bench.sql(`UPDATE customers SET note = 'in time' WHERE local_id = 3;
+          UPDATE customers SET email_address = 'nonsense' WHERE local_id = 4`);
+      if (number === 2) bench.sql("UPDATE customers SET note = 'too late' WHERE local_id = 2");
+      return undefined;
+    },
+  });
+  const { code, stderr } = await bench.run("push-new", ["--batch-size", "1"]);
+  assert.equal(code, 3);
+  assert.equal(
+    stderr,
+    "push-new: row 2 is created: Square's note replaced what it said\npush-new: row 4 is refused: email_address is not one that Square takes\n",
+  );
+  const notes = [...bench.square.customers.values()].map(({ note }) => note);
+  assert.deepEqual(notes, [undefined, undefined, "in time"]);
+  const [bad] = bench.rows("SELECT idempotency_key, push_error FROM customers WHERE local_id = 4");
+  assert.deepEqual(bad, {
+    idempotency_key: null,
+    push_error: "email_address is not one that Square takes",
+  });
+});
+
+test("what a row says that Square does not, once it is linked, is named", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  addRows(bench, 1);
+  await loseReply(bench, 1);
+  bench.sql("UPDATE customers SET email_address = 'right@example.com', email_unsubscribed = 1");
+  const linked = await bench.json("push-new");
+  assert.equal(
+    rowsOf(linked)[0]?.reason,
+    "Square's email_address, email_unsubscribed replaced what it said",
+  );
+});
+
+test("a row that is created anew, with another profile's version in it, hears of changes again", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  bench.sql("INSERT INTO customers (given_name, version) VALUES ('Zoe', 5)");
+  await bench.json("push-new");
+  const [id = ""] = bench.square.customers.keys();
+  bench.square.update(id, { note: "news" });
+  assert.equal((await bench.json("pull-updated")).updated, 1);
+  assertEqualSides(bench);
+});
+
+test("--created-since last does not pass over rows that were refused, or whose time nobody can read", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  bench.sql("INSERT INTO customers (given_name, birthday) VALUES ('Ann', '1815')");
+  bench.sql("UPDATE customers SET created_at = '2020-01-01T00:00:00Z'");
+  await bench.json("push-new", [], 3);
+  bench.sql("UPDATE customers SET birthday = NULL");
+  bench.sql("INSERT INTO customers (given_name, created_at) VALUES ('Bob', NULL), ('Eve', 'soon')");
+  assert.equal((await bench.json("push-new", ["--created-since", "last"])).created, 3);
+  bench.sql("INSERT INTO customers (given_name, created_at) VALUES ('Old', '2020-01-01')");
+  bench.sql("INSERT INTO customers (given_name, created_at) VALUES ('Odd', '11/24/2026')");
+  assert.equal((await bench.json("push-new", ["--created-since", "last"])).created, 1);
+});
+
+test("a pull that meets two customers with the reference_id of one row links neither", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  bench.sql("INSERT INTO customers (given_name, reference_id, source) VALUES ('Ada', '42', 'crm')");
+  bench.square.create({ given_name: "Bob", reference_id: "42" });
+  await loseReply(bench, 1);
+  assert.equal((await bench.json("pull-created")).linked, 0);
+  assert.equal((await bench.json("push-new")).created, 1);
+  assertOneEach(bench, ["Ada", "Bob"]);
+  assert.deepEqual(bench.rows("SELECT source FROM customers WHERE given_name = 'Ada'"), [
+    { source: "crm" },
+  ]);
+});
+
+test("a call that is too large for something on the way is taken apart", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  addRows(bench, 5);
+  bench.sql("UPDATE customers SET note = 'too much' WHERE local_id = 4");
+  bench.square.set({
+    fault: ({ body }) =>
+      JSON.stringify(body).includes("too much") ? { kind: "html", status: 413 } : undefined,
+  });
+  const pushed = await bench.json("push-new", [], 3);
+  assert.deepEqual([pushed.created, pushed.refused], [4, 1]);
+  assert.equal(rowsOf(pushed)[3]?.reason, "Square says REQUEST_ENTITY_TOO_LARGE");
+});
+
+test("a refusal after a rate limit clears the key: Square had looked at nothing before", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  bench.sql("INSERT INTO customers (given_name, country) VALUES ('Ann', 'EU')");
+  bench.square.set({
+    fault: ({ number }) =>
+      number === 1 ? { kind: "status", status: 429, code: "RATE_LIMITED" } : undefined,
+  });
+  assert.equal((await bench.json("push-new", [], 3)).refused, 1);
+  assert.equal(bench.rows("SELECT idempotency_key AS key FROM customers")[0]?.key, null);
+});
+
+test("an option that npm has taken for itself is refused", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  addRows(bench, 1);
+  const ended = await bench.run("push-new", [], { npm_config_dry_run: "true" });
+  assert.equal(ended.code, 2);
+  assert.match(ended.stderr, /Cannot use --dry-run: npm took it/);
+  assert.equal(bench.square.requests.length, 0);
+});
+
+test("what was done is told also when rows are left for later", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  addRows(bench, 2);
+  bench.square.set({
+    fault: () => ({
+      kind: "change",
+      change: ({ responses }) => {
+        const [key = ""] = Object.keys(responses as object);
+        const errors = [{ category: "API_ERROR", code: "INTERNAL_SERVER_ERROR" }];
+        return { responses: { ...(responses as object), [key]: { errors } } };
+      },
+    }),
+  });
+  const pushed = await bench.json("push-new", [], 75);
+  assert.deepEqual(
+    rowsOf(pushed).map(({ outcome }) => outcome),
+    ["later", "created"],
+  );
+  bench.square.set({ fault: undefined });
+  assert.equal((await bench.json("push-new")).linked, 1);
+});

@@ -74,20 +74,14 @@ await runScript(manual, async (run) => {
   }
 
   const count = (word: PushRow["outcome"]) => rows.filter((row) => row.outcome === word).length;
-  for (const { localId, outcome, reason } of rows)
-    if (reason) run.warn(`row ${localId} is ${outcome}: ${reason}`);
-  if (count("later") > 0)
-    throw new SyncError(
-      `Cannot create ${count("later")} of ${rows.length} rows yet: Square or another program was in the way`,
-      EXIT.later,
-      "run it again later; they keep their keys, and the other rows are done",
-    );
-
+  const counts = { created: count("created"), linked: count("linked"), refused: count("refused") };
+  const [held, later, ready] = [count("held"), count("later"), count("ready")];
   const { fixedAt, warning } = toFixedAt(startedAt, square.clock);
   if (warning) run.warn(warning);
-  const counts = { created: count("created"), linked: count("linked"), refused: count("refused") };
-  // What --source or --limit left out is not done: --created-since last must not pass over it.
-  const isNarrowed = source !== undefined || limit !== undefined;
+
+  // What was left out or is not done yet must come again: --created-since last may not pass over it.
+  const isAllDone =
+    source === undefined && limit === undefined && held + later + counts.refused === 0;
   const record = (db: SqlDatabase) => {
     const before = readWatermark(db, SCRIPT);
     recordRun(db, {
@@ -96,18 +90,26 @@ await runScript(manual, async (run) => {
       started_at: new Date(startedAt).toISOString(),
       finished_at: new Date().toISOString(),
       since,
-      watermark: isNarrowed ? before : toWatermark({ since, until: null }, before, fixedAt),
+      watermark: isAllDone ? toWatermark({ since, until: null }, before, fixedAt) : before,
       ...counts,
       ...square.sent,
     });
   };
   if (!isDryRun) await database.change(record);
 
-  const [held, ready] = [count("held"), rows.filter(({ outcome }) => outcome === "ready")];
-  const rehearsal = ready.map((row) => `row ${row.localId}: ${JSON.stringify(row.customer)}\n`);
+  const rehearsal = rows.flatMap(({ localId, outcome, customer }) =>
+    outcome === "ready" ? `row ${localId}: ${JSON.stringify(customer)}\n` : [],
+  );
   const summary = isDryRun
-    ? `${rehearsal.join("")}${SCRIPT} (${environment}), dry run: ${ready.length} would be sent`
+    ? `${rehearsal.join("")}${SCRIPT} (${environment}), dry run: ${ready} would be sent`
     : `${SCRIPT} (${environment}): ${counts.created} created, ${counts.linked} linked`;
+  for (const { localId, outcome, reason } of rows)
+    if (reason) run.warn(`row ${localId} is ${outcome}: ${reason}`);
+  const error = new SyncError(
+    `Cannot create ${later} of ${rows.length} rows yet: Square or another program was in the way`,
+    EXIT.later,
+    "run it again later; they keep their keys, and the other rows are done",
+  );
   return {
     text: `${summary}, ${counts.refused} refused, ${held} held, of ${rows.length} selected`,
     json: {
@@ -123,6 +125,7 @@ await runScript(manual, async (run) => {
       rows: rows.map(toReport),
     },
     exitCode: counts.refused + held > 0 ? EXIT.someRefused : EXIT.done,
+    error: later > 0 ? error : undefined,
   };
 });
 
