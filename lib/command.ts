@@ -1,17 +1,22 @@
-import { readFileSync } from "node:fs";
 import { Presets, SingleBar } from "cli-progress";
-import { parse } from "dotenv";
+import { config } from "dotenv";
 import yargs, { type InferredOptionTypes, type Options } from "yargs";
 import { connectSquare, HOSTS, type Square } from "./client.ts";
 import { type Check, checkReady, type Database, openDatabase } from "./database.ts";
-import { codeOf, EXIT, type ExitCode, SyncError, toPrintable } from "./errors.ts";
+import { codeOf, EXIT, SyncError } from "./errors.ts";
 import { toInstant } from "./window.ts";
 
 // Held to package.json by a test; Deno may not read that from everywhere.
 const VERSION = "1.0.1";
 
-const BAR_AFTER_S = 1; // what is over sooner needs no bar
 const BAR = "{bar} {value}/{total} customers, {rate} a second, {eta_formatted} left";
+const BAR_AFTER_S = 1; // what is over sooner needs no bar
+
+// An address without a name, a password or a query in it, over https, or on this computer.
+const SAFE_URL = /^(https:\/\/|http:\/\/(localhost|127(\.\d+){3}|\[::1\])(?=[:/]|$))[^\s@?#]*$/i;
+
+// Control characters but for the end of a line: in a stranger's name they could fake a line of your log.
+const CONTROL = /(?!\n)[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu;
 
 type AllOptions = Record<string, Options>;
 
@@ -35,18 +40,18 @@ export const PULL_OPTIONS = {
   },
 } as const satisfies AllOptions;
 
-/** What `--help` says of a script. */
-export interface Manual<O extends AllOptions> {
+/** What `--help` says of a script, and whether it needs a token. */
+interface Manual<O extends AllOptions> {
   name: string;
   purpose: string;
   options: O;
   examples: readonly (readonly [command: string, what: string])[];
   exitCodes: string;
-  needsSquare: boolean; // and so a token
+  needsSquare: boolean;
 }
 
 /** What a script has at hand. */
-export interface Run<O extends AllOptions> {
+interface Run<O extends AllOptions> {
   options: InferredOptionTypes<O>;
   environment: string;
   databasePath: string;
@@ -54,20 +59,14 @@ export interface Run<O extends AllOptions> {
   openDatabase(check?: Check, mayBeNew?: boolean): Promise<Database>;
   connectSquare(workers: number): Square;
   warn(text: string): void;
-  /** Moves the bar; there is one on a terminal only. */
   progress(done: number, total: number): void;
 }
 
-/** What a script says in the end: a line to a person, or an object to a program. */
-export type Summary = {
-  text: string;
-  json: Record<string, unknown>;
-  exitCode?: ExitCode;
-  error?: SyncError | undefined; // what is left to be said, and done
-};
+/** What a script says in the end, to a person or to a program; and what is left to be done. */
+type Summary = { text: string; json: object; exitCode?: number; error?: SyncError | undefined };
 
 /**
- * Runs a script: first options and configuration, then `main`, then the summary on stdout, or the error
+ * Runs a script: first options and configuration, then `main`, then its summary on stdout, or the error
  * on stderr; and the exit code that says which.
  */
 export async function runScript<const O extends AllOptions>(
@@ -76,64 +75,62 @@ export async function runScript<const O extends AllOptions>(
 ): Promise<void> {
   const { name } = manual;
   const stop = new AbortController();
-  const stopFor = (signal: string, exitCode: ExitCode) => () =>
+  const stopFor = (signal: string, exitCode: number) => () =>
     stop.abort(new SyncError(`Cannot go on: stopped by ${signal}`, exitCode, "run it again"));
   process.once("SIGINT", stopFor("SIGINT", EXIT.interrupted));
   process.once("SIGTERM", stopFor("SIGTERM", EXIT.terminated));
   let isVerbose = false;
   let token = "";
-  const bar = new SingleBar({ format: BAR, clearOnComplete: true }, Presets.shades_classic);
-  // What is printed holds no token, and nothing that a terminal would obey.
   const toSafe = (text: string) => {
     const safe = token.length < 8 ? text : text.replaceAll(token, "(the token)");
-    return `${safe.split("\n").map(toPrintable).join("\n")}\n`;
+    return `${safe.replace(CONTROL, toEscape)}\n`;
   };
   const say = (text: string) => process.stderr.write(toSafe(text));
+  process.stderr.on("error", () => {}); // nobody listens: that is no reason to stop
   process.stdout.once("error", ({ message }) => {
     say(`${name}: Cannot print the result: ${message}`);
     process.exitCode = EXIT.failed;
   });
+  const bar = new SingleBar({ format: BAR, clearOnComplete: true }, Presets.shades_classic);
   try {
     const options = await readOptions(manual);
     if (options === undefined) return;
     const { db, json = false, quiet = false, verbose = false } = options;
     const { databasePath, account } = readConfiguration(db, manual.needsSquare);
-    const { environment } = account;
     token = account.token;
     isVerbose = verbose;
     const startedAt = Date.now();
     const summary = await main({
       options,
-      environment,
+      environment: account.environment,
       databasePath,
-      openDatabase: (check = checkReady(environment), mayBeNew = false) =>
+      openDatabase: (check = checkReady(account.environment), mayBeNew = false) =>
         openDatabase(databasePath, stop.signal, check, mayBeNew),
       connectSquare: (workers) =>
-        connectSquare(account, workers, stop.signal, (text) => isVerbose && say(text)),
+        connectSquare(account, workers, stop.signal, (text) => verbose && say(text)),
       warn: (text) => !quiet && say(`${name}: ${text}`),
       progress(done, total) {
         const seconds = (Date.now() - startedAt) / 1e3;
-        if (quiet || stop.signal.aborted || !process.stderr.isTTY || seconds < BAR_AFTER_S) return;
+        if (quiet || stop.signal.aborted || seconds < BAR_AFTER_S) return;
         const rate = { rate: Math.round(done / seconds) };
-        if (!bar.isActive) bar.start(total, done, rate);
+        if (!bar.isActive) bar.start(total, done, rate); // on a terminal only
         bar.setTotal(Math.max(total, done));
         bar.update(done, rate);
       },
-    });
-    bar.stop();
+    }).finally(() => bar.stop());
     const result = json ? JSON.stringify(summary.json) : summary.text;
     if (json || !quiet) process.stdout.write(toSafe(result));
     process.exitCode = summary.exitCode ?? EXIT.done;
     if (summary.error) throw summary.error;
   } catch (thrown) {
-    bar.stop();
-    const error: unknown = stop.signal.aborted ? stop.signal.reason : thrown;
-    const isOurs = error instanceof SyncError;
-    const message = error instanceof Error ? error.message : String(error);
-    say(`${name}: ${isOurs ? message : `Cannot go on: ${message}`}`);
-    if (isOurs && error.next) say(`Try: ${error.next}`);
-    for (let one = error; isVerbose && one instanceof Error; one = one.cause) say(`${one.stack}`);
-    process.exitCode = isOurs ? error.exitCode : EXIT.failed;
+    let error: unknown = stop.signal.aborted ? stop.signal.reason : thrown;
+    const said = `Cannot go on: ${error instanceof Error ? error.message : error}`;
+    const { message, next, exitCode } =
+      error instanceof SyncError ? error : new SyncError(said, EXIT.failed);
+    say(`${name}: ${message}`);
+    if (next) say(`Try: ${next}`);
+    for (; isVerbose && error instanceof Error; error = error.cause) say(`${error.stack}`);
+    process.exitCode = exitCode;
   } finally {
     stop.abort(); // what other workers still wait for
   }
@@ -181,21 +178,23 @@ async function readOptions<O extends AllOptions>(manual: Manual<O>) {
 
 /** Reads the environment, then `.env`. @throws SyncError (usage) with all that is wrong, at once */
 function readConfiguration(db: string | undefined, needsSquare: boolean) {
-  const file = readDotEnv();
+  // Into an object of its own: Deno must be allowed each name that is set in process.env.
+  const { parsed: file = {}, error } = config({ processEnv: {}, quiet: true });
   const read = (name: string) => process.env[name] ?? file[name] ?? "";
   const token = read("SQUARE_ACCESS_TOKEN").trim();
   const environment = read("SQUARE_ENVIRONMENT") || "sandbox"; // production must be named
-  const host = HOSTS.get(environment);
-  const baseUrl = read("SQUARE_BASE_URL").replace(/\/+$/, "");
+  const host = HOSTS.get(environment) ?? "";
+  const baseUrl = read("SQUARE_BASE_URL").trim().replace(/\/+$/, "");
   // What may be wrong, and whether it is. It is not quoted: it may be a token in the wrong line.
   const problems = {
     "SQUARE_ACCESS_TOKEN is not set (no account yet? npm run demo needs none)": token === "",
     "SQUARE_ACCESS_TOKEN holds a character that no token has": !/^[\x21-\x7e]*$/.test(token),
-    "SQUARE_ENVIRONMENT is not sandbox or production": host === undefined,
+    "SQUARE_ENVIRONMENT is not sandbox or production": host === "",
     "SQUARE_BASE_URL is no https address (plain http: for this computer only)":
-      baseUrl !== "" && !isSafeUrl(baseUrl),
+      baseUrl !== "" && !(URL.canParse(baseUrl) && SAFE_URL.test(baseUrl)),
   };
   const wrong = db === "" ? ["--db is empty"] : [];
+  if (error && codeOf(error) !== "ENOENT") wrong.push(error.message);
   for (const [what, isSo] of Object.entries(problems)) if (isSo && needsSquare) wrong.push(what);
   if (wrong.length > 0)
     throw new SyncError(
@@ -205,27 +204,14 @@ function readConfiguration(db: string | undefined, needsSquare: boolean) {
     );
   return {
     databasePath: db ?? (read("DATABASE_PATH") || "database.db"),
-    account: baseUrl
-      ? { environment: "offline", token, baseUrl }
-      : { environment, token, baseUrl: host ?? "" },
+    account: { environment: baseUrl ? "offline" : environment, token, baseUrl: baseUrl || host },
   };
 }
 
-// Not dotenv's config(): it sets what it reads, and Deno must be allowed to set each name.
-function readDotEnv(): Record<string, string> {
-  try {
-    return parse(readFileSync(".env"));
-  } catch (error) {
-    if (codeOf(error) === "ENOENT") return {};
-    throw new SyncError("Cannot read .env: no permission", EXIT.usage, undefined, error);
-  }
-}
-
-function isSafeUrl(text: string): boolean {
-  if (!URL.canParse(text)) return false;
-  const { protocol, hostname } = new URL(text);
-  const isHere = /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname);
-  return protocol === "https:" || (protocol === "http:" && isHere);
+// As JSON writes them, so that what is printed of JSON is still JSON.
+function toEscape(control: string): string {
+  const toUnit = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return control.split("").map(toUnit).join("");
 }
 
 /** An option that is there or not. Without nargs, yargs takes --dry-run=1 for false, and would push. */

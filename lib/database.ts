@@ -6,25 +6,24 @@ import { columnValue, FIELDS, type Value } from "./mapping.ts";
 
 const SCHEMA_VERSION = 1;
 
-// Whose customers a file holds: marked in its header ("SQC" and a number) before the first is in it.
-const MARKS: Record<string, number> = {
-  sandbox: 0x53514301,
-  production: 0x53514302,
-  offline: 0x53514303,
+// Whose customers a file can hold. Its place here is marked in the header before the first is in it.
+const SQUARES: Record<string, string> = {
+  sandbox: "the sandbox",
+  production: "production",
+  offline: "the offline Square",
 };
+const FIRST_MARK = 0x53514301; // "SQC" and a number
 
-// Grows with every row (total_changes), table, column and version that a step touches: a step that
-// touched none needs no new file.
+// Grows with every row, table, column and version that a step touches: where it touched none, no new
+// file is needed.
 const TOUCHED = `SELECT total_changes() + schema_version + user_version
   FROM pragma_schema_version, pragma_user_version`;
 
 /** Refuses a database by throwing. */
 export type Check = (db: SqlDatabase, path: string) => void;
 
-/** A row of a query, by column name. */
 export type Row = Record<string, SqlValue>;
 
-/** A database file that is locked for this script until it ends. */
 export type Database = Awaited<ReturnType<typeof openDatabase>>;
 
 /**
@@ -52,13 +51,16 @@ export async function openDatabase(
     db = new Database(file.bytes);
     try {
       // Damage shows only at the page that has it: look at all of them before building on any.
-      const [health] = readRows(db, "PRAGMA quick_check(1)");
-      if (health?.quick_check !== "ok") throw new Error(String(health?.quick_check));
+      const health = readValue(db, "PRAGMA quick_check(1)");
+      if (health !== "ok") throw new Error(String(health));
     } catch (cause) {
       const why = cause instanceof Error ? cause.message : String(cause);
-      const message = `Cannot open "${name}": it is damaged, or no SQLite database (${why})`;
-      const next = `sqlite3 "${name}" "PRAGMA integrity_check", or a backup`;
-      throw new SyncError(message, EXIT.failed, next, cause);
+      throw new SyncError(
+        `Cannot open "${name}": it is damaged, or no SQLite database (${why})`,
+        EXIT.failed,
+        `sqlite3 "${name}" "PRAGMA integrity_check", or a backup`,
+        cause,
+      );
     }
     check(db, name);
     stamp = file.stamp;
@@ -106,14 +108,14 @@ export function checkReady(environment: string): Check {
       WHERE name IN ('customers', 'sync_runs') AND user_version = ${SCHEMA_VERSION}`;
     if (readNumber(db, tables) < 2)
       throw refusal(path, "the tables of this kit are not in it", toInit(path));
-    const mark = readNumber(db, "PRAGMA application_id");
-    const owners = Object.keys(MARKS).filter((name) => MARKS[name] === mark);
-    for (const run of readRows(db, "SELECT DISTINCT environment FROM sync_runs"))
-      owners.push(String(run.environment));
     // The ids of one Square mean nothing to another: every customer would be there twice.
+    const marked = Object.keys(SQUARES)[readNumber(db, "PRAGMA application_id") - FIRST_MARK];
+    const runs = readRows(db, "SELECT DISTINCT environment FROM sync_runs");
+    const owners = [marked ?? environment, ...runs.map((run) => String(run.environment))];
     const other = owners.find((name) => name !== environment);
     if (other === undefined) return;
-    const state = `it holds customers of ${toThe(other)}, and this run is for ${toThe(environment)}`;
+    const [theirs, ours] = [other, environment].map((name) => SQUARES[name] ?? name);
+    const state = `it holds customers of ${theirs}, and this run is for ${ours}`;
     throw refusal(path, state, "another file with --db, or the other SQUARE_ENVIRONMENT");
   };
 }
@@ -124,8 +126,8 @@ export function readWatermark(db: SqlDatabase, script: string): string | null {
   const sql = `SELECT coalesce(
       max(watermark) FILTER (WHERE script = ?1),
       min(watermark) FILTER (WHERE script = 'pull-created' AND ?1 = 'pull-updated')
-    ) AS watermark FROM sync_runs`;
-  const watermark = readRows(db, sql, [script])[0]?.watermark;
+    ) FROM sync_runs`;
+  const watermark = readValue(db, sql, [script]);
   return typeof watermark === "string" ? watermark : null;
 }
 
@@ -176,10 +178,12 @@ export function saveCustomers(db: SqlDatabase, customers: Value[][], now: string
   return counts;
 }
 
-/** Gives a row its id in Square, unless it has one; what else Square says of it is saved after that. */
+/**
+ * Gives a row its id in Square, unless it has one, or another row has that id. What else Square says of
+ * it is saved after that; a version left from another profile would keep that out.
+ */
 export function linkRow(db: SqlDatabase, column: string, name: Value, id: Value): boolean {
-  // A version that is left from another profile would keep this one's changes out.
-  const sql = `UPDATE customers SET id = ?, version = NULL, push_error = NULL
+  const sql = `UPDATE OR IGNORE customers SET id = ?, version = NULL, push_error = NULL
     WHERE ${column} = ? AND id IS NULL`;
   return db.run(sql, [id, name]).getRowsModified() === 1;
 }
@@ -213,10 +217,9 @@ export function recordRun(db: SqlDatabase, run: Record<string, SqlValue>): void 
 /** Marks whose customers the file holds, unless another program has put a mark of its own there. */
 export function markEnvironment(db: SqlDatabase, environment: string): void {
   if (readNumber(db, "PRAGMA application_id") === 0)
-    db.run(`PRAGMA application_id = ${MARKS[environment]}`);
+    db.run(`PRAGMA application_id = ${FIRST_MARK + Object.keys(SQUARES).indexOf(environment)}`);
 }
 
-/** All rows of a query. */
 export function readRows(db: SqlDatabase, sql: string, values: SqlValue[] = []): Row[] {
   const statement = db.prepare(sql, values);
   const rows: Row[] = [];
@@ -225,16 +228,17 @@ export function readRows(db: SqlDatabase, sql: string, values: SqlValue[] = []):
   return rows;
 }
 
-/** The first value of a query, as a number. */
+/** The first value of the first row; undefined when there is none. */
+export function readValue(db: SqlDatabase, sql: string, values: SqlValue[] = []) {
+  return db.exec(sql, values)[0]?.values[0]?.[0];
+}
+
 export function readNumber(db: SqlDatabase, sql: string): number {
-  return Number(db.exec(sql)[0]?.values[0]?.[0] ?? 0);
+  return Number(readValue(db, sql) ?? 0);
 }
 
 function refusal(path: string, state: string, next: string): SyncError {
   return new SyncError(`Cannot use "${path}": ${state}`, EXIT.usage, next);
 }
-
-const toThe = (environment: string) =>
-  ({ sandbox: "the sandbox", offline: "the offline Square" })[environment] ?? environment;
 
 const toInit = (path: string) => `init-db --db "${path}"`;

@@ -15,8 +15,7 @@ const UNNAMED_MS = 1_000; // nor is one without a name: its maker was killed bef
 const LARGEST_BYTES = 1.9 * 2 ** 30; // Node cannot read 2 GiB in one call, nor Deno write it
 
 /**
- * Takes `<path>.lock` until this program ends, so that one of our scripts is at work on a file at a
- * time, and clears away what a killed one left.
+ * Takes `<path>.lock` until this program ends, and clears away what a killed one left.
  * @returns says whether it is still held, and not by another script that took this one for dead
  * @throws SyncError (later) when another script holds it for more than a few seconds
  */
@@ -37,8 +36,8 @@ export async function lockFile(path: string, stop: AbortSignal) {
       if (Date.now() - started > BUSY_MS) throw busy(path, "another script is at work on it");
     }
   }
-  const beat = setInterval(() => isHeld() && fs.utimesSync(lock, new Date(), new Date()), BEAT_MS);
-  beat.unref();
+  const beat = () => isHeld() && fs.utimesSync(lock, new Date(), new Date());
+  setInterval(beat, BEAT_MS).unref();
   process.once("exit", () => isHeld() && fs.rmSync(lock, { force: true }));
   fs.rmSync(`${path}.tmp`, { force: true });
   return isHeld;
@@ -46,20 +45,31 @@ export async function lockFile(path: string, stop: AbortSignal) {
 
 // Deno may not ask for a process, and its number can be another's by now: then the beat tells.
 function isDead(lock: string): boolean {
-  const stat = fs.statSync(lock, { throwIfNoEntry: false });
   const pid = Number.parseInt(read(lock).toString(), 10);
   try {
     process.kill(pid, 0);
   } catch (error) {
     if (codeOf(error) === "ESRCH") return true;
   }
-  return stat !== undefined && Date.now() - stat.mtimeMs > (pid > 0 ? DEAD_MS : UNNAMED_MS);
+  const beatAt = fs.statSync(lock, { throwIfNoEntry: false })?.mtimeMs ?? Date.now();
+  return Date.now() - beatAt > (pid > 0 ? DEAD_MS : UNNAMED_MS);
 }
 
-/** The file that a path means. A link is followed, since a rename would replace the link itself. */
+/**
+ * The file that a path means. A link is followed, since a rename would replace the link itself.
+ * @throws SyncError (usage) when there is something that is no file, or no folder to put one in
+ */
 export function toRealPath(path: string): string {
-  const isLink = fs.lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink();
-  return isLink ? fs.realpathSync(path) : path;
+  try {
+    const isLink = fs.lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink();
+    const real = isLink ? fs.realpathSync(path) : path;
+    if (fs.statSync(real, { throwIfNoEntry: false })?.isFile() === false)
+      throw new Error("it is not a file");
+    fs.statSync(dirname(real));
+    return real;
+  } catch (error) {
+    throw cannot("use", path, error, EXIT.usage);
+  }
 }
 
 /**
@@ -86,6 +96,7 @@ export async function readFile(path: string, stop: AbortSignal) {
  * @returns the new stamp, or undefined when the file was changed since: then nothing was replaced
  */
 export function replaceFile(path: string, bytes: Uint8Array, from: string, isHeld: () => boolean) {
+  if (!isHeld()) throw busy(path, "another script took it over");
   const temporary = `${path}.tmp`;
   try {
     checkSize(path, bytes.byteLength);
@@ -96,8 +107,7 @@ export function replaceFile(path: string, bytes: Uint8Array, from: string, isHel
     if (uid !== mine.uid || gid !== mine.gid) fs.chownSync(temporary, uid, gid);
     fs.chmodSync(temporary, mode & 0o777);
     flush(temporary, "r+");
-    if (!isHeld()) throw busy(path, "another script took it over");
-    if (stampOf(path) !== from) return undefined;
+    if (!isHeld() || stampOf(path) !== from) return undefined;
     fs.renameSync(temporary, path);
     const stamp = stampOf(path);
     if (process.platform !== "win32") flush(dirname(path), "r"); // Windows has no way to
@@ -105,7 +115,7 @@ export function replaceFile(path: string, bytes: Uint8Array, from: string, isHel
   } catch (error) {
     throw cannot("save", path, error);
   } finally {
-    fs.rmSync(temporary, { force: true });
+    if (isHeld()) fs.rmSync(temporary, { force: true }); // else it is another script's by now
   }
 }
 
@@ -119,9 +129,7 @@ export function stampOf(path: string): string {
   checkSize(path, file?.size ?? 0);
   // Rows that are only in a -wal are invisible to sql.js, and SQLite would play an old -wal or -journal
   // over the file that we put in its place. The header of a finished journal is all zeros.
-  const isHot = read(`${path}-journal`)
-    .subarray(0, 28)
-    .some((byte) => byte !== 0);
+  const isHot = /[^\0]/.test(read(`${path}-journal`).toString("latin1", 0, 28));
   if (isHot || stat("-wal") || stat("-shm")) return crypto.randomUUID();
   return file ? [file.size, file.ino, file.mtimeNs, file.ctimeNs].join(" ") : "missing";
 }
@@ -132,10 +140,11 @@ export function busy(path: string, state: string, next = "run it again when the 
 }
 
 // In the system's own words, such as "ENOSPC: no space left on device, write".
-function cannot(action: string, path: string, error: unknown): SyncError {
+function cannot(action: string, path: string, error: unknown, exitCode: number = EXIT.failed) {
   if (error instanceof SyncError) return error;
   const state = error instanceof Error ? error.message : String(error);
-  return new SyncError(`Cannot ${action} "${path}": ${state}`, EXIT.failed, undefined, error);
+  const next = exitCode === EXIT.usage ? "another file with --db" : undefined;
+  return new SyncError(`Cannot ${action} "${path}": ${state}`, exitCode, next, error);
 }
 
 function checkSize(path: string, bytes: number | bigint): void {
