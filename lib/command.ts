@@ -7,7 +7,7 @@ import { codeOf, EXIT, SyncError } from "./errors.ts";
 import { toInstant } from "./window.ts";
 
 // Held to package.json by a test; Deno may not read that from everywhere.
-const VERSION = "1.0.1";
+const VERSION = "1.1.0";
 
 const BAR = "{bar} {value}/{total} customers, {rate} a second, {eta_formatted} left";
 const BAR_AFTER_S = 1; // what is over sooner needs no bar

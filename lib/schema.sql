@@ -56,7 +56,4 @@ CREATE TABLE IF NOT EXISTS sync_runs (
   retries INTEGER NOT NULL DEFAULT 0
 );
 
--- The part of customers that push-new asks for, however large the rest grows.
-CREATE INDEX IF NOT EXISTS customers_not_in_square ON customers (local_id) WHERE id IS NULL;
-
 PRAGMA user_version = 1;
