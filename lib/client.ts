@@ -35,6 +35,8 @@ export type Created = { customer: Customer } | { errors: SquareProblem[] };
 
 type Reply = Record<string, unknown>;
 
+const TOO_LARGE = { category: "INVALID_REQUEST_ERROR", code: "REQUEST_ENTITY_TOO_LARGE" };
+
 /** The calls of the kit, what they cost so far, and Square's clock. */
 export type Square = ReturnType<typeof connectSquare>;
 
@@ -52,13 +54,25 @@ export class RefusedError extends SyncError {
     super(message, exitCode, isDenied ? hint : undefined);
     // What stands between us and Square says it without Square's words.
     const tooLarge = status === 413 && errors.length === 0;
-    this.errors = tooLarge ? [{ code: "REQUEST_ENTITY_TOO_LARGE" }] : errors;
+    this.errors = tooLarge ? [TOO_LARGE] : errors;
   }
 }
 
 /** True when one of the errors is of one of these categories of Square's. */
 export function has(errors: SquareProblem[], ...categories: string[]): boolean {
   return errors.some(({ category }) => categories.includes(String(category)));
+}
+
+/**
+ * True when Square refuses what it was sent: all its errors say so. Anything else, such as a word of
+ * something on the way, tells nothing of what Square did.
+ */
+export function isRefusal(errors: SquareProblem[]): boolean {
+  const refuses = ({ category, code }: SquareProblem) =>
+    category === "INVALID_REQUEST_ERROR" &&
+    typeof code === "string" &&
+    !["CONFLICT", "REQUEST_TIMEOUT"].includes(code);
+  return errors.length > 0 && errors.every(refuses);
 }
 
 /** Codes and fields, or the status; not the details, which can quote what a customer said. */
@@ -123,6 +137,8 @@ export function connectSquare(
       const isLimited = status === 429 || has(errors, "RATE_LIMIT_ERROR");
       const isBroken = isWell || status === 0; // no answer at all, or not a whole one
       const passes = isLimited || isBroken || status === 408 || status >= 500;
+      // Of a 200 that says no, nobody knows.
+      if (status === 200) square.unanswered++;
       if (!passes && !has(errors, "API_ERROR")) throw new RefusedError(status, errors);
       const why = isBroken ? "no whole answer" : toWords(status, errors);
       const backoff = Math.min(BACKOFF_MS * 2 ** (attempt - 1), LONGEST_BACKOFF_MS);

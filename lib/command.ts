@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { Presets, SingleBar } from "cli-progress";
 import { config } from "dotenv";
 import yargs, { type InferredOptionTypes, type Options } from "yargs";
@@ -75,6 +76,7 @@ export async function runScript<const O extends AllOptions>(
 ): Promise<void> {
   const { name } = manual;
   const stop = new AbortController();
+  setMaxListeners(0, stop.signal); // Node warns of more than ten, and every request listens
   const stopFor = (signal: string, exitCode: number) => () =>
     stop.abort(new SyncError(`Cannot go on: stopped by ${signal}`, exitCode, "run it again"));
   process.once("SIGINT", stopFor("SIGINT", EXIT.interrupted));

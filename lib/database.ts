@@ -73,7 +73,7 @@ export async function openDatabase(
    */
   async function change<T>(step: (db: SqlDatabase) => T): Promise<T> {
     for (let attempt = 1; attempt <= 20; attempt++) {
-      if (files.stampOf(path) !== stamp) await load();
+      if (files.stampOf(path) !== stamp) await load().catch(failLate);
       const from = stamp;
       const before = readNumber(db, TOUCHED);
       stamp = ""; // from here on, what is in memory is not what is on disk
@@ -124,9 +124,8 @@ export function checkReady(environment: string): Check {
 export function readWatermark(db: SqlDatabase, script: string): string | null {
   // What was changed before the first complete pull-created was fixed, that run has read already.
   const sql = `SELECT coalesce(
-      max(watermark) FILTER (WHERE script = ?1),
-      min(watermark) FILTER (WHERE script = 'pull-created' AND ?1 = 'pull-updated')
-    ) FROM sync_runs`;
+      (SELECT watermark FROM sync_runs WHERE script = ?1 AND watermark <> '' ORDER BY id DESC LIMIT 1),
+      (SELECT min(watermark) FROM sync_runs WHERE script = 'pull-created' AND ?1 = 'pull-updated'))`;
   const watermark = readValue(db, sql, [script]);
   return typeof watermark === "string" ? watermark : null;
 }
@@ -239,6 +238,12 @@ export function readNumber(db: SqlDatabase, sql: string): number {
 
 function refusal(path: string, state: string, next: string): SyncError {
   return new SyncError(`Cannot use "${path}": ${state}`, EXIT.usage, next);
+}
+
+// What would have been wrong usage at the beginning is a failure now: something was tried.
+function failLate(error: unknown): never {
+  if (!(error instanceof SyncError) || error.exitCode !== EXIT.usage) throw error;
+  throw new SyncError(error.message, EXIT.failed, error.next, error);
 }
 
 const toInit = (path: string) => `init-db --db "${path}"`;

@@ -61,7 +61,7 @@ export function prepareRows(
     if (twin) problems.push(`${twin} has the same email or phone`);
     const reason = problems.join("; ") || null;
     db.run(
-      `UPDATE customers SET push_error = coalesce(?1, push_error),
+      `UPDATE customers SET push_error = ?1,
          idempotency_key = iif(?1 IS NULL, ?2, idempotency_key),
          reference_id = iif(?1 IS NULL, ?3, reference_id) WHERE local_id = ?4`,
       [reason, key, reference, localId],
@@ -96,15 +96,14 @@ export async function* pushRows(
   const batches: PushRow[][] = [];
   while (due.length > 0) batches.push(due.splice(0, batchSize));
   for (let batch = batches.shift(); batch; batch = batches.shift()) {
-    const ready = batch.filter(({ outcome }) => outcome === "ready");
-    const waiting = await file.change((db) => readAgain(db, batch, ready));
     const linked: Answer[] = [];
-    for (const row of waiting) {
-      const customer = await findCreated(square, row.lookUp);
+    for (const row of batch) {
+      const customer = await findCreated(square, row.lookUp.splice(0));
       if (customer) linked.push({ row, reply: { customer }, outcome: "linked" });
     }
     if (linked.length > 0) yield linked;
-    const unsent = waiting.filter(({ outcome }) => outcome === "ready");
+    const ready = batch.filter(({ outcome }) => outcome === "ready");
+    const unsent = await file.change((db) => readAgain(db, ready));
     if (unsent.length === 0) continue;
 
     const { unanswered } = square;
@@ -113,10 +112,16 @@ export async function* pushRows(
     try {
       created = await createRows(square, unsent, batchSize);
     } catch (error) {
-      const isRefusal = error instanceof client.RefusedError && error.exitCode === EXIT.failed;
-      if (isRefusal) refusals = error.errors;
-      // A refusal that is not in Square's words is a proxy's, and tells nothing of the rows.
-      if (refusals.length === 0) throw error;
+      const isRefused = error instanceof client.RefusedError && client.isRefusal(error.errors);
+      if (isRefused) refusals = error.errors;
+      // Perhaps one of these is why there was no answer: the next run begins with others.
+      else if (error instanceof SyncError && error.exitCode === EXIT.later) {
+        const reason = error.message;
+        await file.change((db) => {
+          for (const row of unsent) writeOutcome(db, { ...row, reason });
+        });
+      }
+      if (!isRefused) throw error;
     }
     // An attempt that got no answer may have created them, whatever the next one was told.
     if (square.unanswered > unanswered) for (const row of unsent) row.inDoubt = true;
@@ -130,22 +135,20 @@ export async function* pushRows(
   }
 }
 
-// Takes the rows as they stand now. Another program may have changed some since, or taken them away, or
-// put an older file in the place of this one, whose rows would get new keys.
-function readAgain(db: SqlDatabase, rows: PushRow[], ready: PushRow[]): PushRow[] {
+// Takes the rows as they stand now, and returns those that are still good. Another program may have
+// changed some since, or taken them away, or put an older file in the place of this one, whose rows would
+// get new keys.
+function readAgain(db: SqlDatabase, rows: PushRow[]): PushRow[] {
   for (const row of rows) {
     const columns = readWaiting(db, row);
     const { customer, problems } = toCustomer(columns ?? {});
+    const reason = columns ? problems.join("; ") || null : "it is no longer in the file as it was";
     row.customer = { reference_id: row.key, ...customer };
-    if (columns === undefined)
-      Object.assign(row, { outcome: "later", reason: "it is no longer in the file as it was" });
-    else if (ready.includes(row)) {
-      const reason = problems.join("; ") || null;
-      Object.assign(row, { outcome: reason ? "refused" : "ready", reason });
-      if (reason) writeOutcome(db, row);
-    }
+    const bad = columns ? "refused" : "later";
+    Object.assign(row, { outcome: reason === null ? "ready" : bad, reason });
+    if (row.outcome === "refused") writeOutcome(db, row);
   }
-  return rows.filter(({ outcome }) => outcome !== "later");
+  return rows.filter(({ outcome }) => outcome === "ready");
 }
 
 function readWaiting(db: SqlDatabase, { key }: PushRow): database.Row | undefined {
@@ -206,11 +209,17 @@ function settleCustomer(
     [id, row.key],
   );
   if (columns && !database.linkRow(db, "idempotency_key", row.key, id)) {
-    Object.assign(row, { outcome: "held", reason: `it is customer ${id}, as is another row` });
+    Object.assign(row, {
+      outcome: "held",
+      id: null,
+      reason: `it is customer ${id}, as is another row`,
+    });
     writeOutcome(db, row);
     return [];
   }
-  const lost = columns ? toLost(columns, outcome === "created" ? row.customer : customer) : "";
+  // Of a row in doubt, what Square answers can be of an attempt before this one.
+  const told = outcome === "linked" || row.inDoubt ? customer : row.customer;
+  const lost = columns ? toLost(columns, told) : "";
   const reason = lost ? `Square's ${lost} replaced what it said` : null;
   Object.assign(row, { outcome, id, reason });
   return [...pulled.map((one) => FIELDS.map(({ column }) => one[column] as Value)), profile];
@@ -221,7 +230,10 @@ function toLost(columns: database.Row, told: Customer): string {
   const values = toValues(told);
   const theirs = Object.fromEntries(FIELDS.map(({ column }, n) => [column, values[n]]));
   const [mine = [], sent = []] = [columns, theirs].map((row) => toValues(toCustomer(row).customer));
-  const lost = FIELDS.map(({ column }) => column).filter((_, n) => mine[n] && mine[n] !== sent[n]);
+  const lost = FIELDS.flatMap(({ column, sent: isSent }, n) => {
+    const said = mine[n] ?? columns[column] ?? ""; // as it is, where Square could not take it
+    return isSent && said !== "" && said !== sent[n] ? column : [];
+  });
   if (columns.email_unsubscribed && !theirs.email_unsubscribed) lost.push("email_unsubscribed");
   return lost.join(", ");
 }
@@ -230,8 +242,7 @@ function toRefusal(errors: client.SquareProblem[]): Pick<PushRow, "outcome" | "r
   const reason = `Square says ${client.toWords(400, errors)}`;
   const codes = errors.map(({ code }) => code);
   // About Square, the token, or an attempt that still runs, and not about the row.
-  const passes = client.has(errors, "API_ERROR", "RATE_LIMIT_ERROR", "AUTHENTICATION_ERROR");
-  if (passes || codes.includes("CONFLICT")) return { outcome: "later", reason };
+  if (!client.isRefusal(errors)) return { outcome: "later", reason };
   // Square knows the key with other content, so a profile was made before the row was edited. A new
   // key would make a second one: the row waits until the search shows the first.
   if (codes.includes("IDEMPOTENCY_KEY_REUSED"))
@@ -242,7 +253,8 @@ function toRefusal(errors: client.SquareProblem[]): Pick<PushRow, "outcome" | "r
 // A row in doubt keeps its key: that this attempt was refused tells nothing of another.
 function writeOutcome(db: SqlDatabase, row: PushRow, details = ""): void {
   const key = row.outcome === "refused" && !row.inDoubt ? null : row.key;
-  const sql = "UPDATE customers SET push_error = ?, idempotency_key = ? WHERE idempotency_key = ?";
+  const sql = `UPDATE customers SET push_error = ?, idempotency_key = ?
+    WHERE idempotency_key = ? AND id IS NULL`;
   db.run(sql, [`${row.reason} ${details}`.trim(), key, row.key]);
 }
 

@@ -66,7 +66,10 @@ test("a clock that is ahead cannot push the watermark into the future, and is to
   assert.equal(toFixedAt(NOW, { square: NOW + 1_000, local: NOW + 2_000 }).warning, undefined);
 });
 
-test("a watermark of a clock that was ahead does not keep the next window from beginning now", () => {
-  const { since } = toWindow("last", undefined, "2030-01-01T00:00:00.000Z", NOW);
-  assert.equal(since, "2026-08-06T11:55:00.000Z");
+test("a watermark of a clock that was ahead is not believed: everything is read, and it is put right", () => {
+  const ahead = "2030-01-01T00:00:00.000Z";
+  const window = toWindow("last", undefined, ahead, NOW);
+  assert.deepEqual(window, { since: null, until: null });
+  assert.equal(toWatermark(window, ahead, NOW), "2026-08-06T12:00:00.000Z");
+  assert.equal(toWatermark({ since: NEXT, until: null }, ahead, NOW), ahead);
 });

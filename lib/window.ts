@@ -41,7 +41,7 @@ export function toWatermark({ since, until }: Window, watermark: string | null, 
   if (since !== null && (start === null || since > start)) return watermark;
   const fixed = new Date(fixedAt).toISOString();
   const end = until !== null && until < fixed ? until : fixed;
-  return watermark !== null && watermark > end ? watermark : end;
+  return watermark !== null && watermark > end && watermark <= fixed ? watermark : end;
 }
 
 /**
@@ -79,8 +79,9 @@ export function toInstant(option: string, text: string, now: number): string {
 }
 
 function toNextStart(watermark: string | null, now: number): string | null {
-  if (watermark === null) return null;
-  return new Date(Math.min(Date.parse(watermark), now) - OVERLAP_MS).toISOString();
+  // Up to a time that is still to come nothing has been read: a clock was wrong, and nobody knows since when.
+  if (watermark === null || Date.parse(watermark) > now) return null;
+  return new Date(Date.parse(watermark) - OVERLAP_MS).toISOString();
 }
 
 function usage(message: string): SyncError {

@@ -478,3 +478,82 @@ test("what was done is told also when rows are left for later", async (t) => {
   bench.square.set({ fault: undefined });
   assert.equal((await bench.json("push-new")).linked, 1);
 });
+
+test("a row that is deleted while others are looked up is not created", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  addRows(bench, 2);
+  bench.sql(
+    "UPDATE customers SET idempotency_key = 'key-' || local_id, reference_id = 'key-' || local_id",
+  );
+  bench.square.set({
+    fault({ number }) {
+      if (number === 1) bench.sql("DELETE FROM customers WHERE local_id = 2");
+      return undefined;
+    },
+  });
+  const pushed = await bench.json("push-new", [], 75);
+  assert.deepEqual(
+    rowsOf(pushed).map(({ outcome }) => outcome),
+    ["created", "later"],
+  );
+  assertOneEach(bench, ["Name 1"]);
+  assertEqualSides(bench);
+});
+
+test("an answer that is no refusal in Square's words leaves the key, and the row is not doubled", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  const odd: unknown[] = [
+    "oops",
+    [{}],
+    [{ code: "INTERNAL_SERVER_ERROR" }],
+    [{ category: "INVALID_REQUEST_ERROR", code: "REQUEST_TIMEOUT" }],
+  ];
+  addRows(bench, odd.length);
+  bench.square.set({
+    fault: () => ({
+      kind: "change",
+      change: ({ responses }) => ({
+        responses: Object.fromEntries(
+          Object.keys(responses as object).map((key, n) => [key, { errors: odd[n] }]),
+        ),
+      }),
+    }),
+  });
+  const pushed = await bench.json("push-new", [], 75);
+  assert.ok(rowsOf(pushed).every(({ outcome }) => outcome === "later"));
+  bench.square.set({
+    fault: () => ({ kind: "change", change: (body) => ({ ...body, errors: ["blocked"] }) }),
+  });
+  assert.equal((await bench.run("push-new")).code, 1);
+  bench.square.set({ fault: undefined });
+  assert.equal((await bench.json("push-new")).linked, odd.length);
+  assert.equal(bench.square.customers.size, odd.length);
+});
+
+test("a row that Square never answers does not keep the others from the next run", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  addRows(bench, 3);
+  bench.square.set({
+    fault: ({ body }) =>
+      JSON.stringify(body).includes("Name 1")
+        ? {
+            kind: "status",
+            status: 503,
+            code: "SERVICE_UNAVAILABLE",
+            headers: { "Retry-After": "90" },
+          }
+        : undefined,
+  });
+  for (const known of [0, 2]) {
+    assert.equal((await bench.run("push-new", ["--batch-size", "1"])).code, 75);
+    assert.equal(bench.square.customers.size, known);
+  }
+  const [row] = bench.rows(
+    "SELECT idempotency_key AS key, push_error FROM customers WHERE local_id = 1",
+  );
+  assert.match(String(row?.push_error), /SERVICE_UNAVAILABLE/);
+  assert.ok(row?.key);
+});
