@@ -142,7 +142,7 @@ export async function runScript<const O extends AllOptions>(
 async function readOptions<O extends AllOptions>(manual: Manual<O>) {
   const { name, purpose, examples, exitCodes, options } = manual;
   // npm run push-new --dry-run: npm takes the option for its own, and the script would push.
-  const taken = Object.keys({ ...options, db: "" }).find(
+  const taken = Object.keys({ ...options, ...COMMON }).find(
     (option) => process.env[`npm_config_${option.replaceAll("-", "_")}`] !== undefined,
   );
   if (taken !== undefined)

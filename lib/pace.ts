@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 
 const CAUTION = 1.05; // stay this much below what Square was seen to take
-const RECOVERY_MS = 30_000; // without a refusal, the gap shrinks to a third of it in so long
+const RECOVERY_MS = 35_000; // without a refusal, the gap shrinks to a third of it in so long
 
 /**
  * The pace that all requests of a run share. Square does not publish its limits, so the pace is what
