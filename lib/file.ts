@@ -31,6 +31,8 @@ export async function lockFile(path: string, stop: AbortSignal) {
       fs.writeFileSync(lock, name, { flag, mode: 0o600 });
       if (flag === "wx") break;
     } catch (error) {
+      const isNowhere = ["ENOENT", "ENOTDIR"].includes(codeOf(error)); // there is no such folder
+      if (isNowhere) throw cannot("use", path, error, EXIT.usage);
       if (codeOf(error) !== "EEXIST") throw cannot("lock", path, error);
       if (isHeld()) break;
       if (Date.now() - started > BUSY_MS) throw busy(path, "another script is at work on it");
@@ -57,7 +59,7 @@ function isDead(lock: string): boolean {
 
 /**
  * The file that a path means. A link is followed, since a rename would replace the link itself.
- * @throws SyncError (usage) when there is something that is no file, or no folder to put one in
+ * @throws SyncError (usage) when there is something that is no file
  */
 export function toRealPath(path: string): string {
   try {
@@ -65,7 +67,6 @@ export function toRealPath(path: string): string {
     const real = isLink ? fs.realpathSync(path) : path;
     if (fs.statSync(real, { throwIfNoEntry: false })?.isFile() === false)
       throw new Error("it is not a file");
-    fs.statSync(dirname(real));
     return real;
   } catch (error) {
     throw cannot("use", path, error, EXIT.usage);
