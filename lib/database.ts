@@ -152,7 +152,7 @@ const UPSERT = `
 export function saveCustomers(db: SqlDatabase, customers: Value[][], now: string) {
   const counts = { inserted: 0, updated: 0, unchanged: 0, linked: 0 };
   const unpushed = readUnpushed(db);
-  // Nor is a reference_id that two of them share anybody's name.
+  // A reference_id that two of these customers share is the name of no row.
   const references = new Set<Value>();
   for (const values of customers) {
     const reference = columnValue(values, "reference_id");
