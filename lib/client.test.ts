@@ -35,6 +35,10 @@ async function listen(server: Server): Promise<string> {
   return `http://127.0.0.1:${typeof address === "object" ? address?.port : ""}`;
 }
 
+function makeCaller(startedAt = Date.now(), warn = (_text: string) => {}) {
+  return { startedAt, stop: new AbortController().signal, say: () => {}, warn };
+}
+
 /** What both clients send for the same calls, as a server sees it. */
 async function recordBoth(
   ours: (square: Square) => Promise<unknown>,
@@ -49,10 +53,9 @@ async function recordBoth(
     response.end(JSON.stringify({ customers: [], customer, responses: { "key-1": { customer } } }));
   });
   const baseUrl = await listen(server);
-  const stop = new AbortController();
   try {
     const account = { environment: "offline", token: "a-token", baseUrl } as const;
-    await ours(connectSquare(account, 1, stop.signal, () => {}));
+    await ours(connectSquare(account, 1, makeCaller()));
     await theirs(new SquareClient({ token: "a-token", baseUrl }));
   } finally {
     server.close();
@@ -136,8 +139,7 @@ test("a redirect is not followed, and the token goes to no other host", async ()
     response.writeHead(307, { Location: elsewhere }).end();
   });
   const account = { environment: "offline", token: "a", baseUrl: await listen(square) } as const;
-  const { signal } = new AbortController();
-  await assert.rejects(connectSquare(account, 1, signal, () => {}).searchCustomers({}), {
+  await assert.rejects(connectSquare(account, 1, makeCaller()).searchCustomers({}), {
     message: "Cannot get an answer: Square says status 307",
   });
   for (const server of [square, other]) {
@@ -145,4 +147,36 @@ test("a redirect is not followed, and the token goes to no other host", async ()
     server.closeAllConnections();
   }
   assert.equal(isVisited, false);
+});
+
+test("a clock that is ahead cannot push the watermark into the future, and is told of", async () => {
+  let square = 0;
+  const server = createServer((_, response) => {
+    response.setHeader("Date", new Date(square).toUTCString()).end("{}");
+  });
+  const account = { environment: "offline", token: "a", baseUrl: await listen(server) } as const;
+  const ask = async (offBy: number) => {
+    const now = Math.floor(Date.now() / 1e3) * 1e3;
+    square = now - offBy;
+    const said: string[] = [];
+    const client = connectSquare(
+      account,
+      1,
+      makeCaller(now, (text) => said.push(text)),
+    );
+    assert.equal(client.fixedAt, now);
+    await client.searchCustomers({});
+    square = now - 99 * offBy; // the first answer's clock is the one that counts
+    await client.searchCustomers({});
+    return { movedMs: client.fixedAt - now, said: said.join() };
+  };
+  const ahead = await ask(3_600_000);
+  assert.equal(ahead.movedMs, -3_600_000);
+  assert.match(ahead.said, /^this computer's clock is 360[01] s ahead of Square's$/);
+  const behind = await ask(-90_000);
+  assert.equal(behind.movedMs, 0);
+  assert.match(behind.said, /^this computer's clock is (89|90) s behind Square's$/);
+  assert.deepEqual(await ask(2_000), { movedMs: -2_000, said: "" });
+  server.close();
+  server.closeAllConnections();
 });

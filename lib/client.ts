@@ -81,26 +81,38 @@ export function toWords(status: number, errors: SquareProblem[]): string {
   return [...new Set(words)].join(", ") || `status ${status}`;
 }
 
+/** As whom Square is asked; the base URL has no slash at its end. */
+export type Account = { environment: string; token: string; baseUrl: string };
+
+/** The run that asks: when it began, in milliseconds since 1970, what ends it, and whom it tells. */
+interface Caller {
+  startedAt: number;
+  stop: AbortSignal; // ends every request and every wait
+  say(text: string): void; // hears of each retry
+  warn(text: string): void;
+}
+
 /**
  * Makes the calls of the kit to one Square.
- * @param account as whom; the base URL has no slash at its end
  * @param workers how many requests may be under way at a time
- * @param stop ends every request and every wait
- * @param say is told of each retry
  */
 export function connectSquare(
-  { environment, token, baseUrl }: { environment: string; token: string; baseUrl: string },
+  { environment, token, baseUrl }: Account,
   workers: number,
-  stop: AbortSignal,
-  say: (text: string) => void,
+  { startedAt, stop, say, warn }: Caller,
 ) {
   const cannot = `Cannot reach Square (${environment})`;
   const pace = makePace(workers);
+  let clock: number | undefined;
   const square = {
+    workers,
     sent: { requests: 0, retries: 0 },
     unanswered: 0, // requests of which nobody knows what Square did
-    /** Square's clock at its first answer and ours at that moment, in milliseconds since 1970. */
-    clock: undefined as { square: number; local: number } | undefined,
+    /**
+     * When the run began by our clock or, if that is earlier, by Square's: the watermark of a clock that
+     * is ahead would pass over whoever is created until then.
+     */
+    fixedAt: startedAt,
     searchCustomers: (body: SearchRequest) => send("/v2/customers/search", body, toPage),
     /** @param customer with its `idempotency_key` */
     createCustomer: (customer: Customer) => send("/v2/customers", customer, toCreated),
@@ -186,7 +198,7 @@ export function connectSquare(
       });
       const { status, headers } = response;
       const date = Date.parse(headers.get("date") ?? "");
-      if (date) square.clock ??= { square: date, local: Date.now() };
+      if (clock === undefined && date) setClock(date);
       // A number of seconds, or a date by Square's own clock.
       const after = headers.get("retry-after") ?? "";
       const retryAfterMs = Number(after) * 1e3 || Date.parse(after) - date || 0;
@@ -201,6 +213,14 @@ export function connectSquare(
       clearTimeout(timer);
       stop.removeEventListener("abort", abort);
     }
+  }
+
+  function setClock(date: number): void {
+    clock = date;
+    square.fixedAt = Math.min(startedAt, date);
+    const offBy = Math.round((Date.now() - date) / 1e3);
+    const way = offBy > 0 ? "ahead of" : "behind";
+    if (Math.abs(offBy) > 60) warn(`this computer's clock is ${Math.abs(offBy)} s ${way} Square's`);
   }
 
   return square;

@@ -2,7 +2,7 @@ import { setMaxListeners } from "node:events";
 import { Presets, SingleBar } from "cli-progress";
 import { config } from "dotenv";
 import yargs, { type InferredOptionTypes, type Options } from "yargs";
-import { connectSquare, HOSTS, type Square } from "./client.ts";
+import { type Account, connectSquare, HOSTS, type Square } from "./client.ts";
 import { type Check, checkReady, type Database, openDatabase } from "./database.ts";
 import { codeOf, EXIT, SyncError } from "./errors.ts";
 import { toInstant } from "./window.ts";
@@ -53,9 +53,10 @@ interface Manual<O extends AllOptions> {
 
 /** What a script has at hand. */
 interface Run<O extends AllOptions> {
+  script: string;
   options: InferredOptionTypes<O>;
   environment: string;
-  databasePath: string;
+  startedAt: number; // in milliseconds since 1970
   /** Locks the file until the script ends. @param check by default: ready, and of this environment */
   openDatabase(check?: Check, mayBeNew?: boolean): Promise<Database>;
   connectSquare(workers: number): Square;
@@ -64,7 +65,13 @@ interface Run<O extends AllOptions> {
 }
 
 /** What a script says in the end, to a person or to a program; and what is left to be done. */
-type Summary = { text: string; json: object; exitCode?: number; error?: SyncError | undefined };
+interface Summary {
+  details?: string[]; // lines above the text
+  text: string; // follows the script's name, and the environment
+  json: object; // what it has beside those
+  exitCode?: number;
+  error?: SyncError | undefined;
+}
 
 /**
  * Runs a script: first options and configuration, then `main`, then its summary on stdout, or the error
@@ -74,7 +81,7 @@ export async function runScript<const O extends AllOptions>(
   manual: Manual<O>,
   main: (run: Run<O>) => Promise<Summary>,
 ): Promise<void> {
-  const { name } = manual;
+  const { name, needsSquare } = manual;
   const stop = new AbortController();
   setMaxListeners(0, stop.signal); // Node warns of more than ten, and every request listens
   const stopFor = (signal: string, exitCode: number) => () =>
@@ -98,19 +105,23 @@ export async function runScript<const O extends AllOptions>(
     const options = await readOptions(manual);
     if (options === undefined) return;
     const { db, json = false, quiet = false, verbose = false } = options;
-    const { databasePath, account } = readConfiguration(db, manual.needsSquare);
+    const { database, account } = readConfiguration(db, needsSquare);
     token = account.token;
     isVerbose = verbose;
+    const { environment } = account;
     const startedAt = Date.now();
+    const retried = (text: string) => verbose && say(text);
+    const warn = (text: string) => !quiet && say(`${name}: ${text}`);
+    const caller = { startedAt, stop: stop.signal, say: retried, warn };
     const summary = await main({
+      script: name,
       options,
-      environment: account.environment,
-      databasePath,
-      openDatabase: (check = checkReady(account.environment), mayBeNew = false) =>
-        openDatabase(databasePath, stop.signal, check, mayBeNew),
-      connectSquare: (workers) =>
-        connectSquare(account, workers, stop.signal, (text) => verbose && say(text)),
-      warn: (text) => !quiet && say(`${name}: ${text}`),
+      environment,
+      startedAt,
+      openDatabase: (check = checkReady(environment), mayBeNew = false) =>
+        openDatabase(database, stop.signal, check, mayBeNew),
+      connectSquare: (workers) => connectSquare(account, workers, caller),
+      warn,
       progress(done, total) {
         const seconds = (Date.now() - startedAt) / 1e3;
         if (quiet || stop.signal.aborted || seconds < BAR_AFTER_S) return;
@@ -120,7 +131,13 @@ export async function runScript<const O extends AllOptions>(
         bar.update(done, rate);
       },
     }).finally(() => bar.stop());
-    const result = json ? JSON.stringify(summary.json) : summary.text;
+    const seconds = (Date.now() - startedAt) / 1e3;
+    const who = needsSquare ? `${name} (${environment})` : name;
+    const lines = [...(summary.details ?? []), `${who}: ${summary.text}`];
+    const all = needsSquare
+      ? { script: name, environment, database, ...summary.json, seconds }
+      : { script: name, database, ...summary.json };
+    const result = json ? JSON.stringify(all) : lines.join("\n");
     if (json || !quiet) process.stdout.write(toSafe(result));
     process.exitCode = summary.exitCode ?? EXIT.done;
     if (summary.error) throw summary.error;
@@ -146,11 +163,7 @@ async function readOptions<O extends AllOptions>(manual: Manual<O>) {
     (option) => process.env[`npm_config_${option.replaceAll("-", "_")}`] !== undefined,
   );
   if (taken !== undefined)
-    throw new SyncError(
-      `Cannot use --${taken}: npm took it`,
-      EXIT.usage,
-      `npm run ${name} -- --${taken}`,
-    );
+    throw usage(`Cannot use --${taken}: npm took it`, `npm run ${name} -- --${taken}`);
   const given = await yargs(process.argv.slice(2))
     .scriptName(name)
     .usage(`${name} ${purpose}`)
@@ -171,7 +184,7 @@ async function readOptions<O extends AllOptions>(manual: Manual<O>) {
     .wrap(80)
     .fail((said) => {
       const message = said.startsWith("Cannot") ? said : `Cannot use these options: ${said}`;
-      throw new SyncError(message, EXIT.usage, `${name} --help`);
+      throw usage(message, `npx tsx scripts/${name}.ts --help`);
     })
     .parseAsync();
   if ("help" in given || "version" in given) return undefined;
@@ -199,15 +212,17 @@ function readConfiguration(db: string | undefined, needsSquare: boolean) {
   if (error && codeOf(error) !== "ENOENT") wrong.push(error.message);
   for (const [what, isSo] of Object.entries(problems)) if (isSo && needsSquare) wrong.push(what);
   if (wrong.length > 0)
-    throw new SyncError(
+    throw usage(
       `Cannot start: ${wrong.join("; ")}`,
-      EXIT.usage,
       "put it right in .env; if there is none yet, cp .env.example .env",
     );
-  return {
-    databasePath: db ?? (read("DATABASE_PATH") || "database.db"),
-    account: { environment: baseUrl ? "offline" : environment, token, baseUrl: baseUrl || host },
-  };
+  const name = baseUrl ? "offline" : environment;
+  const account: Account = { environment: name, token, baseUrl: baseUrl || host };
+  return { database: db ?? (read("DATABASE_PATH") || "database.db"), account };
+}
+
+function usage(message: string, next: string): SyncError {
+  return new SyncError(message, EXIT.usage, next);
 }
 
 // As JSON writes them, so that what is printed of JSON is still JSON.

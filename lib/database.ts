@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import initSqlJs, { type Database as SqlDatabase, type SqlValue } from "sql.js";
 import { EXIT, SyncError } from "./errors.ts";
 import * as files from "./file.ts";
-import { columnValue, FIELDS, type Value } from "./mapping.ts";
+import { FIELDS, type Row } from "./mapping.ts";
 
 const SCHEMA_VERSION = 1;
 
@@ -21,8 +21,6 @@ const TOUCHED = `SELECT total_changes() + schema_version + user_version
 
 /** Refuses a database by throwing. */
 export type Check = (db: SqlDatabase, path: string) => void;
-
-export type Row = Record<string, SqlValue>;
 
 export type Database = Awaited<ReturnType<typeof openDatabase>>;
 
@@ -90,7 +88,7 @@ export async function openDatabase(
   }
 
   await load();
-  return { read: <T>(step: (db: SqlDatabase) => T): T => step(db), change };
+  return { name, read: <T>(step: (db: SqlDatabase) => T): T => step(db), change };
 }
 
 /** Refuses a file of a later version: an older script would not know what it breaks. */
@@ -147,26 +145,25 @@ const UPSERT = `
 /**
  * Puts customers of Square's into the file. One whose reference_id is that of exactly one row that is
  * not in Square yet *is* that row, and is linked to it.
- * @param customers as {@linkcode toValues} makes them
+ * @param customers as {@linkcode toRow} makes them
  */
-export function saveCustomers(db: SqlDatabase, customers: Value[][], now: string) {
+export function saveCustomers(db: SqlDatabase, customers: Row[], now = toNow()) {
   const counts = { inserted: 0, updated: 0, unchanged: 0, linked: 0 };
   const unpushed = readUnpushed(db);
   // A reference_id that two of these customers share is the name of no row.
-  const references = new Set<Value>();
-  for (const values of customers) {
-    const reference = columnValue(values, "reference_id");
-    if (references.has(reference)) unpushed.delete(reference);
-    references.add(reference);
+  const references = new Set<unknown>();
+  for (const { reference_id } of customers) {
+    if (references.has(reference_id)) unpushed.delete(reference_id);
+    references.add(reference_id);
   }
   const find = db.prepare("SELECT 1 FROM customers WHERE id = ?");
   const upsert = db.prepare(UPSERT);
-  for (const values of customers) {
-    const id = columnValue(values, "id");
-    const localId = unpushed.get(columnValue(values, "reference_id"));
+  for (const customer of customers) {
+    const { id = null, reference_id } = customer;
+    const localId = unpushed.get(reference_id);
     const isKnown = find.get([id]).length > 0;
     const isLinked = !isKnown && localId !== undefined && linkRow(db, "local_id", localId, id);
-    upsert.run([...values, now]);
+    upsert.run([...COLUMNS.map((column) => customer[column] ?? null), now]);
     if (isLinked) counts.linked++;
     else if (!isKnown) counts.inserted++;
     else if (db.getRowsModified() > 0) counts.updated++;
@@ -181,7 +178,7 @@ export function saveCustomers(db: SqlDatabase, customers: Value[][], now: string
  * Gives a row its id in Square, unless it has one, or another row has that id. What else Square says of
  * it is saved after that; a version left from another profile would keep that out.
  */
-export function linkRow(db: SqlDatabase, column: string, name: Value, id: Value): boolean {
+export function linkRow(db: SqlDatabase, column: string, name: string, id: SqlValue): boolean {
   const sql = `UPDATE OR IGNORE customers SET id = ?, version = NULL, push_error = NULL
     WHERE ${column} = ? AND id IS NULL`;
   return db.run(sql, [id, name]).getRowsModified() === 1;
@@ -191,7 +188,7 @@ export function linkRow(db: SqlDatabase, column: string, name: Value, id: Value)
  * Which row that Square lacks goes by a reference_id: its own, or the key that push-new gave it. What
  * several rows share, in Square or not, is the name of none of them.
  */
-export function readUnpushed(db: SqlDatabase): Map<Value, string> {
+export function readUnpushed(db: SqlDatabase): Map<unknown, string> {
   // NULL is nobody's name either, and NULL NOT IN (nothing) is true.
   const rows = readRows(
     db,
@@ -205,9 +202,15 @@ export function readUnpushed(db: SqlDatabase): Map<Value, string> {
   return new Map(rows.map((row) => [String(row.reference), String(row.local_id)]));
 }
 
-/** Adds a finished run to the history, in the same save as its customers. */
-export function recordRun(db: SqlDatabase, run: Record<string, SqlValue>): void {
-  markEnvironment(db, String(run.environment));
+/** Adds a run that ends now to the history, in the same save as its customers. */
+export function recordRun(
+  db: SqlDatabase,
+  { script, environment, startedAt }: { script: string; environment: string; startedAt: number },
+  said: Row,
+): void {
+  markEnvironment(db, environment);
+  const started_at = new Date(startedAt).toISOString();
+  const run: Row = { script, environment, started_at, finished_at: toNow(), ...said };
   const names = Object.keys(run);
   const values = names.map(() => "?").join(", ");
   db.run(`INSERT INTO sync_runs (${names.join(", ")}) VALUES (${values})`, Object.values(run));
@@ -245,5 +248,7 @@ function failLate(error: unknown): never {
   if (!(error instanceof SyncError) || error.exitCode !== EXIT.usage) throw error;
   throw new SyncError(error.message, EXIT.failed, error.next, error);
 }
+
+const toNow = () => new Date().toISOString();
 
 const toInit = (path: string) => `init-db --db "${path}"`;

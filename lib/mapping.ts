@@ -1,8 +1,10 @@
+import type { SqlValue } from "sql.js";
+
 /** A customer as Square sends and takes it, under Square's names; the values are not to be trusted. */
 export type Customer = Record<string, unknown>;
 
-/** What a column of `customers` holds. */
-export type Value = string | number | null;
+/** A row of a table, by column. */
+export type Row = Record<string, SqlValue>;
 
 interface Field {
   column: string;
@@ -16,7 +18,7 @@ interface Field {
 
 /**
  * The two data models side by side. To carry another field, add a line here and one to schema.sql;
- * a test holds the two together. Values are kept in this order.
+ * a test holds the two together.
  */
 export const FIELDS: readonly Field[] = [
   { column: "id" },
@@ -51,32 +53,31 @@ export const FIELDS: readonly Field[] = [
 const ONE_OF = ["given_name", "family_name", "company_name", "email_address", "phone_number"];
 
 /**
- * Turns a customer from Square into a row's values, in the order of {@linkcode FIELDS}. Nothing is
- * dropped for being odd: an unknown word or a wrong type is kept as text.
+ * Turns a customer from Square into a row. Nothing is dropped for being odd: an unknown word or a wrong
+ * type is kept as text.
  */
-export function toValues(customer: Customer): Value[] {
-  return FIELDS.map(({ column, square = column, under, as }) => {
+export function toRow(customer: Customer): Row {
+  const row: Row = {};
+  for (const { column, square = column, under, as } of FIELDS) {
     const parent = under === undefined ? customer : customer[under];
-    const value = isRecord(parent) ? parent[square] : undefined;
-    if (as === "flag") return value === true ? 1 : 0;
-    if (as === "list") return toText(value ?? []);
-    if (as === "integer") return Number.isSafeInteger(value) ? Number(value) : null;
-    if (value === undefined || value === null) return null;
-    return as === "time" ? toTime(toText(value)) : toText(value);
-  });
+    row[column] = toValue(isRecord(parent) ? parent[square] : undefined, as);
+  }
+  return row;
 }
 
-/** One column's value of a row's. */
-export function columnValue(values: Value[], column: string): Value {
-  return values[FIELDS.findIndex((field) => field.column === column)] ?? null;
+function toValue(value: unknown, as: Field["as"]): SqlValue {
+  if (as === "flag") return value === true ? 1 : 0;
+  if (as === "list") return toText(value ?? []);
+  if (as === "integer") return Number.isSafeInteger(value) ? Number(value) : null;
+  if (value === undefined || value === null) return null;
+  return as === "time" ? toTime(toText(value)) : toText(value);
 }
 
 /** Collects customers by id. Of one that came twice, the newer version stays. */
-export function keepNewest(customers: Map<string, Value[]>, customer: Customer): void {
-  const values = toValues(customer);
-  const id = String(columnValue(values, "id"));
-  const version = Number(columnValue(customers.get(id) ?? [], "version"));
-  if (!(Number(columnValue(values, "version")) < version)) customers.set(id, values);
+export function keepNewest(rows: Map<string, Row>, customer: Customer): void {
+  const row = toRow(customer);
+  const id = String(row.id);
+  if (!(Number(row.version) < Number(rows.get(id)?.version))) rows.set(id, row);
 }
 
 /**

@@ -36,7 +36,8 @@ function makeSquare(
   const square: Square = {
     sent: { requests: 0, retries: 0 },
     unanswered: 0,
-    clock: undefined,
+    fixedAt: NOW,
+    workers: 4,
     createCustomer: none,
     bulkCreateCustomers: none,
     async searchCustomers(asked) {
@@ -67,7 +68,7 @@ async function readAll(
   of = EVERYTHING,
 ) {
   const ids = new Set<unknown>();
-  const missing = await searchSlices(square, field, of, workers, NOW, (customers) => {
+  const missing = await searchSlices({ ...square, workers }, field, of, (customers) => {
     for (const { id } of customers) ids.add(id);
   });
   return { ids, missing };
@@ -223,7 +224,7 @@ test("searchSlices hands on the pages before a failure, then fails", async () =>
   const take = (customers: Customer[]) => {
     for (const { id } of customers) ids.add(id);
   };
-  const all = searchSlices(square, "created_at", EVERYTHING, 4, NOW, take);
+  const all = searchSlices(square, "created_at", EVERYTHING, take);
   await assert.rejects(all, /no page 21/);
   assert.ok(ids.size > 1000, `${ids.size} customers`);
 });

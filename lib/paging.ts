@@ -50,8 +50,6 @@ export async function* searchPages(
  * that can be taken away. No customer's `created_at` ever changes, so slices of it hold every customer,
  * whatever the window looks at. Each slice is held to Square's count of it.
  * @param field what the window looks at
- * @param workers how many requests are under way at a time; 1 = one slice, in order
- * @param now where an open window is taken to end when it is divided, in milliseconds since 1970
  * @param take is given each page's customers, and how many Square counts in the whole window
  * @returns how many customers Square counted and never sent
  */
@@ -59,10 +57,9 @@ export async function searchSlices(
   square: Square,
   field: TimeField,
   window: Window,
-  workers: number,
-  now: number,
   take: (customers: Customer[], total: number) => void,
 ): Promise<number> {
+  const { workers, fixedAt } = square; // one worker reads one slice, in order
   let total = 0;
 
   async function readSlice(slice: Window, takeAbove: (page: Customer[]) => void): Promise<number> {
@@ -80,7 +77,7 @@ export async function searchSlices(
       const left = counted - ids.size;
       const isLarge = left > Math.max(SMALL_SLICE, total / (2 * workers));
       if (workers === 1 || cursor === undefined || !isLarge) continue;
-      const halves = halve(slice, customers, left, now);
+      const halves = halve(slice, customers, left, fixedAt);
       if (halves.length === 0) continue;
       // What comes through them is counted here too: else a customer who fell between them would not
       // be missed.

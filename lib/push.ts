@@ -2,7 +2,7 @@ import type { Database as SqlDatabase } from "sql.js";
 import * as client from "./client.ts";
 import * as database from "./database.ts";
 import { EXIT, SyncError } from "./errors.ts";
-import { type Customer, FIELDS, toCustomer, toValues, type Value } from "./mapping.ts";
+import { type Customer, FIELDS, type Row, toCustomer, toRow } from "./mapping.ts";
 import { searchPages } from "./paging.ts";
 
 /** A row that Square lacks, and what became of it. */
@@ -151,7 +151,7 @@ function readAgain(db: SqlDatabase, rows: PushRow[]): PushRow[] {
   return rows.filter(({ outcome }) => outcome === "ready");
 }
 
-function readWaiting(db: SqlDatabase, { key }: PushRow): database.Row | undefined {
+function readWaiting(db: SqlDatabase, { key }: PushRow): Row | undefined {
   const sql = "SELECT * FROM customers WHERE idempotency_key = ? AND id IS NULL";
   return database.readRows(db, sql, [key])[0];
 }
@@ -177,7 +177,7 @@ async function findCreated(square: client.Square, names: string[]): Promise<Cust
 }
 
 /** Writes down what became of the rows of one reply, in the file and in the rows. */
-export function settleRows(db: SqlDatabase, answers: Answer[], now: string): void {
+export function settleRows(db: SqlDatabase, answers: Answer[]): void {
   const customers = answers.flatMap(({ row, reply, outcome }) => {
     if ("customer" in reply) return settleCustomer(db, row, reply.customer, outcome);
     Object.assign(row, toRefusal(reply.errors));
@@ -186,7 +186,7 @@ export function settleRows(db: SqlDatabase, answers: Answer[], now: string): voi
     if (row.outcome !== "later") writeOutcome(db, row, details);
     return [];
   });
-  database.saveCustomers(db, customers, now);
+  database.saveCustomers(db, customers);
 }
 
 /** @returns what is to be saved of the customer */
@@ -195,9 +195,8 @@ function settleCustomer(
   row: PushRow,
   customer: Customer,
   outcome: Answer["outcome"],
-): Value[][] {
+): Row[] {
   const id = String(customer.id);
-  const profile = toValues(customer);
   const columns = readWaiting(db, row);
   // A pull can have saved this profile as a row of its own, before anybody could tell whose it was.
   // That row goes, unless it is yours (source) or was sent itself (key). What it says is kept: it
@@ -209,11 +208,8 @@ function settleCustomer(
     [id, row.key],
   );
   if (columns && !database.linkRow(db, "idempotency_key", row.key, id)) {
-    Object.assign(row, {
-      outcome: "held",
-      id: null,
-      reason: `it is customer ${id}, as is another row`,
-    });
+    const reason = `it is customer ${id}, as is another row`;
+    Object.assign(row, { outcome: "held", id: null, reason });
     writeOutcome(db, row);
     return [];
   }
@@ -222,17 +218,17 @@ function settleCustomer(
   const lost = columns ? toLost(columns, told) : "";
   const reason = lost ? `Square's ${lost} replaced what it said` : null;
   Object.assign(row, { outcome, id, reason });
-  return [...pulled.map((one) => FIELDS.map(({ column }) => one[column] as Value)), profile];
+  return [...pulled, toRow(customer)];
 }
 
 // The columns that say what Square was not told: they were edited since, or it takes no word of them.
-function toLost(columns: database.Row, told: Customer): string {
-  const values = toValues(told);
-  const theirs = Object.fromEntries(FIELDS.map(({ column }, n) => [column, values[n]]));
-  const [mine = [], sent = []] = [columns, theirs].map((row) => toValues(toCustomer(row).customer));
-  const lost = FIELDS.flatMap(({ column, sent: isSent }, n) => {
-    const said = mine[n] ?? columns[column] ?? ""; // as it is, where Square could not take it
-    return isSent && said !== "" && said !== sent[n] ? column : [];
+function toLost(columns: Row, told: Customer): string {
+  const theirs = toRow(told);
+  const mine = toRow(toCustomer(columns).customer);
+  const sent = toRow(toCustomer(theirs).customer);
+  const lost = FIELDS.flatMap(({ column, sent: isSent }) => {
+    const said = mine[column] ?? columns[column] ?? ""; // as it is, where Square could not take it
+    return isSent && said !== "" && said !== sent[column] ? column : [];
   });
   if (columns.email_unsubscribed && !theirs.email_unsubscribed) lost.push("email_unsubscribed");
   return lost.join(", ");
@@ -265,10 +261,10 @@ export function toReport({ localId, id, outcome, reason, inDoubt }: PushRow) {
 }
 
 // Who has which e-mail address and phone number: Square does not tell duplicates apart.
-function readTwins(db: SqlDatabase, rows: database.Row[]) {
-  const known = new Map<string, { name: string; row: database.Row }[]>();
+function readTwins(db: SqlDatabase, rows: Row[]) {
+  const known = new Map<string, { name: string; row: Row }[]>();
   for (const name of rows.flatMap(toNames)) known.set(toPlace(name), []);
-  const add = (row: database.Row) => {
+  const add = (row: Row) => {
     for (const name of toNames(row)) known.get(toPlace(name))?.push({ name, row });
   };
   // Of a row in doubt the reference is given: who has the same one may be that row, created and pulled.
@@ -290,7 +286,7 @@ function readTwins(db: SqlDatabase, rows: database.Row[]) {
   return { add, find };
 }
 
-function toNames({ email_address, phone_number }: database.Row | Customer): string[] {
+function toNames({ email_address, phone_number }: Row | Customer): string[] {
   const email = String(email_address ?? "").trim();
   const digits = String(phone_number ?? "").replace(/\D/g, "");
   const number = digits.replace(/^0+/, "");

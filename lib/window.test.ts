@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { toFixedAt, toInstant, toWatermark, toWindow } from "./window.ts";
+import { toInstant, toWatermark, toWindow } from "./window.ts";
 
 const NOW = Date.parse("2026-08-06T12:00:00.000Z");
 const MARK = "2026-08-05T03:00:00.000Z";
@@ -50,20 +50,6 @@ test("the watermark never moves over a hole, nor back", () => {
   assert.equal(toWatermark({ since: "2026-08-05T02:55:00.001Z", until: null }, MARK, NOW), MARK);
   assert.equal(toWatermark({ since: "2026-08-06T11:55:00.000Z", until: null }, null, NOW), null);
   assert.equal(toWatermark({ since: null, until: "2026-08-01T00:00:00.000Z" }, MARK, NOW), MARK);
-});
-
-test("a clock that is ahead cannot push the watermark into the future, and is told of", () => {
-  const ahead = toFixedAt(NOW, { square: NOW - 3_600_000, local: NOW });
-  assert.deepEqual(ahead, {
-    fixedAt: NOW - 3_600_000,
-    warning: "this computer's clock is 3600 s ahead of Square's",
-  });
-  const behind = toFixedAt(NOW, { square: NOW + 90_000, local: NOW });
-  assert.deepEqual(behind, {
-    fixedAt: NOW,
-    warning: "this computer's clock is 90 s behind Square's",
-  });
-  assert.equal(toFixedAt(NOW, { square: NOW + 1_000, local: NOW + 2_000 }).warning, undefined);
 });
 
 test("a watermark of a clock that was ahead is not believed: everything is read, and it is put right", () => {

@@ -34,7 +34,7 @@ export function toWindow(
 /**
  * The watermark after a run that read all of `window`. It moves only when the window reaches back to
  * where `--since last` would have begun: else it would pass over a hole that no later run fills.
- * @param fixedAt from {@linkcode toFixedAt}
+ * @param fixedAt when the run began, in milliseconds since 1970: before its first request
  */
 export function toWatermark({ since, until }: Window, watermark: string | null, fixedAt: number) {
   const start = toNextStart(watermark, fixedAt);
@@ -42,21 +42,6 @@ export function toWatermark({ since, until }: Window, watermark: string | null, 
   const fixed = new Date(fixedAt).toISOString();
   const end = until !== null && until < fixed ? until : fixed;
   return watermark !== null && watermark > end && watermark <= fixed ? watermark : end;
-}
-
-/**
- * The point in time that a run was fixed at: the earlier of our clock at its start and Square's at its
- * first answer. The watermark of a clock that is ahead would skip all that is created until then.
- * @param clock Square's clock and ours at one moment, if Square said
- */
-export function toFixedAt(startedAt: number, clock = { square: startedAt, local: startedAt }) {
-  const offBy = Math.round((clock.local - clock.square) / 1e3);
-  const way = offBy > 0 ? "ahead of" : "behind";
-  const warning = `this computer's clock is ${Math.abs(offBy)} s ${way} Square's`;
-  return {
-    fixedAt: Math.min(startedAt, clock.square),
-    warning: Math.abs(offBy) > 60 ? warning : undefined,
-  };
 }
 
 /**

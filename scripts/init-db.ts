@@ -84,8 +84,8 @@ await runScript(manual, async (run) => {
   const done = upgraded ? ["upgraded"] : [];
   if (created.length > 0) done.push(`made ${created.join(" and ")}`);
   return {
-    text: `init-db: ${run.databasePath} is ready; ${done.join(", ") || "nothing was missing"}`,
-    json: { script: "init-db", database: run.databasePath, created, upgraded },
+    text: `${database.name} is ready; ${done.join(", ") || "nothing was missing"}`,
+    json: { created, upgraded },
   };
 });
 

@@ -16,9 +16,9 @@
 import { PULL_OPTIONS, runScript } from "../lib/command.ts";
 import { readWatermark, recordRun, saveCustomers } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
-import { type Customer, keepNewest, type Value } from "../lib/mapping.ts";
+import { type Customer, keepNewest, type Row } from "../lib/mapping.ts";
 import { searchSlices } from "../lib/paging.ts";
-import { toFixedAt, toWatermark, toWindow } from "../lib/window.ts";
+import { toWatermark, toWindow } from "../lib/window.ts";
 
 const SCRIPT = "pull-created";
 
@@ -40,8 +40,7 @@ const manual = {
 } as const;
 
 await runScript(manual, async (run) => {
-  const { options, environment } = run;
-  const startedAt = Date.now();
+  const { options, startedAt } = run;
   const database = await run.openDatabase();
 
   // Up to the watermark everything has been read. The window begins a little before it, since Square's
@@ -51,36 +50,25 @@ await runScript(manual, async (run) => {
 
   // Network first: the file is not touched before the last page is here. A failing page ends the run.
   const square = run.connectSquare(options.concurrency);
-  const customers = new Map<string, Value[]>();
-  const take = (found: Customer[], total: number) => {
-    for (const customer of found) keepNewest(customers, customer);
+  const customers = new Map<string, Row>();
+  const take = (page: Customer[], total: number) => {
+    for (const customer of page) keepNewest(customers, customer);
     run.progress(customers.size, total);
   };
-  const missing = await searchSlices(square, FIELD, window, options.concurrency, startedAt, take);
+  const missing = await searchSlices(square, FIELD, window, take);
 
-  // The new watermark is when the run began, not the newest row that came: whoever was created while
-  // we read, or is indexed late, would be older than that row, and never be asked for again.
-  const { fixedAt, warning } = toFixedAt(startedAt, square.clock);
-  if (warning) run.warn(warning);
-
-  // Customers and watermark go to disk in one save: neither is ever there without the other. The old
-  // watermark is read again: an older file may have been put in the place of the one we began with.
-  const finishedAt = new Date().toISOString();
+  // Customers and watermark go to disk in one save: neither is ever there without the other. The new
+  // watermark is when the run began, not the newest row that came: whoever was created while we read,
+  // or is indexed late, would be older than that row, and never be asked for again.
   const saved = await database.change((db) => {
+    // Read again: an older file may have been put in the place of the one we began with.
     const before = readWatermark(db, SCRIPT);
-    const counts = saveCustomers(db, [...customers.values()], finishedAt);
-    recordRun(db, {
-      script: SCRIPT,
-      environment,
-      started_at: new Date(startedAt).toISOString(),
-      finished_at: finishedAt,
-      ...window,
-      watermark: missing > 0 ? before : toWatermark(window, before, fixedAt),
-      fetched: customers.size,
-      ...counts,
-      ...square.sent,
-    });
-    return counts;
+    const counts = saveCustomers(db, [...customers.values()]);
+    const report = { ...window, fetched: customers.size, ...counts, ...square.sent };
+    // With somebody missing, the next run has to begin where this one did.
+    const next = missing > 0 ? before : toWatermark(window, before, square.fixedAt);
+    recordRun(db, run, { ...report, watermark: next });
+    return report;
   });
 
   const error = new SyncError(
@@ -89,17 +77,8 @@ await runScript(manual, async (run) => {
     "run it again; those that came are saved, and the next run begins where this one did",
   );
   return {
-    text: `${SCRIPT} (${environment}): ${customers.size} read, ${saved.inserted} new, ${saved.updated} changed, ${saved.unchanged} unchanged, ${saved.linked} linked`,
-    json: {
-      script: SCRIPT,
-      environment,
-      database: run.databasePath,
-      ...window,
-      fetched: customers.size,
-      ...saved,
-      ...square.sent,
-      seconds: (Date.now() - startedAt) / 1e3,
-    },
+    text: `${saved.fetched} read, ${saved.inserted} new, ${saved.updated} changed, ${saved.unchanged} unchanged, ${saved.linked} linked`,
+    json: saved,
     error: missing > 0 ? error : undefined,
   };
 });
@@ -111,5 +90,5 @@ $ npx tsx scripts/pull-created.ts
 pull-created (offline): 239 read, 239 new, 0 changed, 0 unchanged, 0 linked
 $ npx tsx scripts/pull-created.ts --since yesterday
 pull-created: Cannot use --since "yesterday": it is not a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time
-Try: pull-created --help
+Try: npx tsx scripts/pull-created.ts --help
 */

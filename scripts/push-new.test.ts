@@ -217,7 +217,7 @@ test("--dry-run says what would be sent and changes not a byte on either side", 
   );
   assert.equal(
     ended.stdout,
-    'row 1: {"given_name":"Ann\\u001b[31m","reference_id":"crm-1","address":{"country":"US"}}\nrow 2: {"given_name":"Bob","reference_id":"crm-2"}\npush-new (offline), dry run: 2 would be sent, 1 refused, 0 held, of 3 selected\n',
+    'row 1: {"given_name":"Ann\\u001b[31m","reference_id":"crm-1","address":{"country":"US"}}\nrow 2: {"given_name":"Bob","reference_id":"crm-2"}\npush-new (offline): dry run, 2 would be sent, 1 refused, 0 held, of 3 selected\n',
   );
   const json = await bench.json("push-new", ["--dry-run"], 3);
   assert.deepEqual(

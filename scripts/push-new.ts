@@ -18,7 +18,7 @@ import { countOption, flag, runScript, timeOption } from "../lib/command.ts";
 import { readWatermark, recordRun } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
 import { type PushRow, prepareRows, pushRows, settleRows, toReport } from "../lib/push.ts";
-import { toFixedAt, toWatermark, toWindow } from "../lib/window.ts";
+import { toWatermark, toWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
 
@@ -49,16 +49,15 @@ const manual = {
 } as const;
 
 await runScript(manual, async (run) => {
-  const { options, environment } = run;
+  const { options, environment, startedAt } = run;
   const { source, limit, "dry-run": isDryRun = false, "batch-size": batchSize } = options;
-  const startedAt = Date.now();
+  const { "created-since": madeSince, "allow-duplicates": allowDuplicates = false } = options;
   const database = await run.openDatabase();
   const watermark = database.read((db) => readWatermark(db, SCRIPT));
-  const { since } = toWindow(options["created-since"], undefined, watermark, startedAt);
+  const { since } = toWindow(madeSince, undefined, watermark, startedAt);
 
   // Every row gets its key, and all keys are on disk, before the first request. A key made at the call
   // is lost with the call, and whoever was created by it is created again by the next.
-  const allowDuplicates = options["allow-duplicates"] ?? false;
   const selection = { source, createdSince: since, limit, allowDuplicates };
   const prepare = (db: SqlDatabase) => prepareRows(db, selection, environment);
   const rows = isDryRun ? database.read(prepare) : await database.change(prepare);
@@ -68,7 +67,7 @@ await runScript(manual, async (run) => {
   const square = run.connectSquare(1);
   let answered = 0;
   for await (const answers of pushRows(database, square, isDryRun ? [] : rows, batchSize)) {
-    await database.change((db) => settleRows(db, answers, new Date().toISOString()));
+    await database.change((db) => settleRows(db, answers));
     answered += answers.length;
     run.progress(answered, rows.length);
   }
@@ -76,51 +75,36 @@ await runScript(manual, async (run) => {
   const count = (word: PushRow["outcome"]) => rows.filter((row) => row.outcome === word).length;
   const counts = { created: count("created"), linked: count("linked"), refused: count("refused") };
   const [held, later, ready] = [count("held"), count("later"), count("ready")];
-  const { fixedAt, warning } = toFixedAt(startedAt, square.clock);
-  if (warning) run.warn(warning);
+  for (const { localId, outcome, reason } of rows)
+    if (reason) run.warn(`row ${localId} is ${outcome}: ${reason}`);
 
   // What was left out or is not done yet must come again: --created-since last may not pass over it.
-  const isAllDone =
-    source === undefined && limit === undefined && held + later + counts.refused === 0;
+  const isAll = source === undefined && limit === undefined;
+  const isDone = isAll && counts.refused + held + later === 0;
   const record = (db: SqlDatabase) => {
     const before = readWatermark(db, SCRIPT);
-    recordRun(db, {
-      script: SCRIPT,
-      environment,
-      started_at: new Date(startedAt).toISOString(),
-      finished_at: new Date().toISOString(),
-      since,
-      watermark: isAllDone ? toWatermark({ since, until: null }, before, fixedAt) : before,
-      ...counts,
-      ...square.sent,
-    });
+    const next = isDone ? toWatermark({ since, until: null }, before, square.fixedAt) : before;
+    recordRun(db, run, { since, watermark: next, ...counts, ...square.sent });
   };
   if (!isDryRun) await database.change(record);
 
-  const rehearsal = rows.flatMap(({ localId, outcome, customer }) =>
-    outcome === "ready" ? `row ${localId}: ${JSON.stringify(customer)}\n` : [],
-  );
-  const summary = isDryRun
-    ? `${rehearsal.join("")}${SCRIPT} (${environment}), dry run: ${ready} would be sent`
-    : `${SCRIPT} (${environment}): ${counts.created} created, ${counts.linked} linked`;
-  for (const { localId, outcome, reason } of rows)
-    if (reason) run.warn(`row ${localId} is ${outcome}: ${reason}`);
+  const rehearsed = rows.filter(({ outcome }) => outcome === "ready");
+  const done = `${counts.created} created, ${counts.linked} linked`;
   const error = new SyncError(
     `Cannot create ${later} of ${rows.length} rows yet: Square or another program was in the way`,
     EXIT.later,
     "run it again later; they keep their keys, and the other rows are done",
   );
   return {
-    text: `${summary}, ${counts.refused} refused, ${held} held, of ${rows.length} selected`,
+    details: rehearsed.map(
+      ({ localId, customer }) => `row ${localId}: ${JSON.stringify(customer)}`,
+    ),
+    text: `${isDryRun ? `dry run, ${ready} would be sent` : done}, ${counts.refused} refused, ${held} held, of ${rows.length} selected`,
     json: {
-      script: SCRIPT,
-      environment,
-      database: run.databasePath,
       selected: rows.length,
       ...counts,
       held,
       ...square.sent,
-      seconds: (Date.now() - startedAt) / 1e3,
       dryRun: isDryRun,
       rows: rows.map(toReport),
     },
