@@ -102,6 +102,10 @@ export function connectSquare(
   { startedAt, stop, say, warn }: Caller,
 ) {
   const cannot = `Cannot reach Square (${environment})`;
+  const isOffline = environment === "offline";
+  const where = isOffline
+    ? "does SQUARE_BASE_URL answer (npm run square)?"
+    : "check the network and https://www.issquareup.com";
   const pace = makePace(workers);
   let clock: number | undefined;
   const square = {
@@ -157,7 +161,7 @@ export function connectSquare(
       // "Retry-After: 0" is no leave to hammer.
       const waitMs = Math.max(retryAfterMs, backoff * (0.5 + Math.random()));
       if (Date.now() + waitMs > giveUpAt) {
-        const hint = "run it again later; check the network and https://www.issquareup.com";
+        const hint = `run it again later; ${where}`;
         throw new SyncError(`${cannot}: ${why} (tries: ${attempt})`, EXIT.later, hint, cause);
       }
       say(`${path}: ${why}; trying again in ${(waitMs / 1e3).toFixed(1)} s`);

@@ -92,7 +92,7 @@ export async function runScript<const O extends AllOptions>(
   let token = "";
   const toSafe = (text: string) => {
     const safe = token.length < 8 ? text : text.replaceAll(token, "(the token)");
-    return `${safe.replace(CONTROL, toEscape)}\n`;
+    return `${safe.replace(CONTROL, "\uFFFD")}\n`;
   };
   const say = (text: string) => process.stderr.write(toSafe(text));
   process.stderr.on("error", () => {}); // nobody listens: that is no reason to stop
@@ -223,12 +223,6 @@ function readConfiguration(db: string | undefined, needsSquare: boolean) {
 
 function usage(message: string, next: string): SyncError {
   return new SyncError(message, EXIT.usage, next);
-}
-
-// As JSON writes them, so that what is printed of JSON is still JSON.
-function toEscape(control: string): string {
-  const toUnit = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return control.split("").map(toUnit).join("");
 }
 
 /** An option that is there or not. Without nargs, yargs takes --dry-run=1 for false, and would push. */

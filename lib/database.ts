@@ -251,4 +251,4 @@ function failLate(error: unknown): never {
 
 const toNow = () => new Date().toISOString();
 
-const toInit = (path: string) => `init-db --db "${path}"`;
+const toInit = (path: string) => `npx tsx scripts/init-db.ts --db "${path}"`;

@@ -49,6 +49,9 @@ export const FIELDS: readonly Field[] = [
   { column: "email_unsubscribed", under: "preferences", as: "flag" },
 ];
 
+// What a row is made from: objects that get their columns one by one take twice the memory.
+const BLANK: Row = Object.fromEntries(FIELDS.map(({ column }) => [column, null]));
+
 /** Square refuses a profile that has none of these, and leaves such profiles out of every search. */
 const ONE_OF = ["given_name", "family_name", "company_name", "email_address", "phone_number"];
 
@@ -57,7 +60,7 @@ const ONE_OF = ["given_name", "family_name", "company_name", "email_address", "p
  * type is kept as text.
  */
 export function toRow(customer: Customer): Row {
-  const row: Row = {};
+  const row = { ...BLANK };
   for (const { column, square = column, under, as } of FIELDS) {
     const parent = under === undefined ? customer : customer[under];
     row[column] = toValue(isRecord(parent) ? parent[square] : undefined, as);

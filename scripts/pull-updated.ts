@@ -41,6 +41,8 @@ const manual = {
 
 await runScript(manual, async (run) => {
   const { options, startedAt } = run;
+
+  // From here on the file is ours until the script ends: a second one would wait, then exit with 75.
   const database = await run.openDatabase();
 
   // Up to the watermark everything has been read. The window begins a little before it, since Square's
@@ -48,9 +50,11 @@ await runScript(manual, async (run) => {
   const watermark = database.read((db) => readWatermark(db, SCRIPT));
   const window = toWindow(options.since, options.until, watermark, startedAt);
 
-  // Network first: the file is not touched before the last page is here. A failing page ends the run.
+  // Network first: the file is not touched before the last page is here. A page that fails after all
+  // its retries ends the run: taken for an empty one, it would leave its customers out for good.
   const square = run.connectSquare(options.concurrency);
   const customers = new Map<string, Row>();
+  // By id, since who is edited while we read can come twice: once as before, once as now.
   const take = (page: Customer[], total: number) => {
     for (const customer of page) keepNewest(customers, customer);
     run.progress(customers.size, total);
@@ -58,19 +62,23 @@ await runScript(manual, async (run) => {
   const missing = await searchSlices(square, FIELD, window, take);
 
   // Customers and watermark go to disk in one save: neither is ever there without the other. The new
-  // watermark is when the run began, not the newest row that came: whoever was updated while we read,
+  // watermark is when the run began, not the newest row that came: whoever was changed while we read,
   // or is indexed late, would be older than that row, and never be asked for again.
   const saved = await database.change((db) => {
     // Read again: an older file may have been put in the place of the one we began with.
     const before = readWatermark(db, SCRIPT);
+    // Inserted or replaced by Square's id; who is a row that was pushed, and whose answer was lost, is
+    // linked to that row and not doubled.
     const counts = saveCustomers(db, [...customers.values()]);
     const report = { ...window, fetched: customers.size, ...counts, ...square.sent };
-    // With somebody missing, the next run has to begin where this one did.
+    // With somebody missing, the next run has to begin where this one did. Nor does a window that does
+    // not reach back to the watermark move it, such as --since 5m on a Thursday.
     const next = missing > 0 ? before : toWatermark(window, before, square.fixedAt);
     recordRun(db, run, { ...report, watermark: next });
     return report;
   });
 
+  // Square counts what it finds. Fewer than that is a failure, though every page looked well.
   const error = new SyncError(
     `Cannot read all customers: ${missing} fewer came than Square counted`,
     EXIT.failed,

@@ -53,17 +53,22 @@ await runScript(manual, async (run) => {
   const { source, limit, "dry-run": isDryRun = false, "batch-size": batchSize } = options;
   const { "created-since": madeSince, "allow-duplicates": allowDuplicates = false } = options;
   const database = await run.openDatabase();
+
+  // Which rows: those without an id. The options narrow that; none widens it.
   const watermark = database.read((db) => readWatermark(db, SCRIPT));
   const { since } = toWindow(madeSince, undefined, watermark, startedAt);
 
   // Every row gets its key, and all keys are on disk, before the first request. A key made at the call
-  // is lost with the call, and whoever was created by it is created again by the next.
+  // is lost with the call, and whoever was created by it is created again by the next. A row that Square
+  // would refuse gets the reason instead, and stops no other.
   const selection = { source, createdSince: since, limit, allowDuplicates };
   const prepare = (db: SqlDatabase) => prepareRows(db, selection, environment);
+  // A rehearsal does the same to the copy in memory, which is never written.
   const rows = isDryRun ? database.read(prepare) : await database.change(prepare);
 
-  // The ids in each reply are saved before the next request is made. Rows that had their key before
-  // this run were sent before, and nobody knows what came of them: pushRows looks them up first.
+  // The ids in each reply are saved before the next request is made: killed at any moment, we are in
+  // doubt about one call at most. Rows that had their key before this run were sent before, and nobody
+  // knows what came of them: pushRows looks them up first.
   const square = run.connectSquare(1);
   let answered = 0;
   for await (const answers of pushRows(database, square, isDryRun ? [] : rows, batchSize)) {
@@ -88,6 +93,7 @@ await runScript(manual, async (run) => {
   };
   if (!isDryRun) await database.change(record);
 
+  // Exit code 3 tells cron that rows wait for a person, though the run did all that it could.
   const rehearsed = rows.filter(({ outcome }) => outcome === "ready");
   const done = `${counts.created} created, ${counts.linked} linked`;
   const error = new SyncError(
