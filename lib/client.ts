@@ -58,9 +58,9 @@ export class RefusedError extends SyncError {
   }
 }
 
-/** True when one of the errors is of one of these categories of Square's. */
-export function has(errors: SquareProblem[], ...categories: string[]): boolean {
-  return errors.some(({ category }) => categories.includes(String(category)));
+/** True when one of the errors is of this category of Square's. */
+export function has(errors: SquareProblem[], name: string): boolean {
+  return errors.some(({ category }) => category === name);
 }
 
 /**
@@ -153,9 +153,10 @@ export function connectSquare(
       const isLimited = status === 429 || has(errors, "RATE_LIMIT_ERROR");
       const isBroken = isWell || status === 0; // no answer at all, or not a whole one
       const passes = isLimited || isBroken || status === 408 || status >= 500;
-      // Of a 200 that says no, nobody knows.
-      if (status === 200) square.unanswered++;
-      if (!passes && !has(errors, "API_ERROR")) throw new RefusedError(status, errors);
+      const isRefused = !passes && !has(errors, "API_ERROR");
+      // What is limited or refused was not done. Of the rest nobody knows, nor of a 200 that says no.
+      if (status === 200 || (!isLimited && !isRefused)) square.unanswered++;
+      if (isRefused) throw new RefusedError(status, errors);
       const why = isBroken ? "no whole answer" : toWords(status, errors);
       const backoff = Math.min(BACKOFF_MS * 2 ** (attempt - 1), LONGEST_BACKOFF_MS);
       // "Retry-After: 0" is no leave to hammer.
@@ -170,7 +171,6 @@ export function connectSquare(
         pace.limited(waitMs);
         continue;
       }
-      square.unanswered++;
       await sleep(waitMs, undefined, { signal: stop });
     }
   }
@@ -203,7 +203,7 @@ export function connectSquare(
       const { status, headers } = response;
       const date = Date.parse(headers.get("date") ?? "");
       if (clock === undefined && date) setClock(date);
-      // A number of seconds, or a date by Square's own clock.
+      // A number of seconds, or a date by Square's own clock. What is neither comes to NaN, and so to 0.
       const after = headers.get("retry-after") ?? "";
       const retryAfterMs = Number(after) * 1e3 || Date.parse(after) - date || 0;
       return { status, json, retryAfterMs };

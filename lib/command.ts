@@ -8,7 +8,7 @@ import { codeOf, EXIT, SyncError } from "./errors.ts";
 import { toInstant } from "./window.ts";
 
 // Held to package.json by a test; Deno may not read that from everywhere.
-const VERSION = "1.1.0";
+const VERSION = "1.1.1";
 
 const BAR = "{bar} {value}/{total} customers, {rate} a second, {eta_formatted} left";
 const BAR_AFTER_S = 1; // what is over sooner needs no bar
@@ -126,19 +126,16 @@ export async function runScript<const O extends AllOptions>(
         const seconds = (Date.now() - startedAt) / 1e3;
         if (quiet || stop.signal.aborted || seconds < BAR_AFTER_S) return;
         const rate = { rate: Math.round(done / seconds) };
-        if (!bar.isActive) bar.start(total, done, rate); // on a terminal only
+        if (!bar.isActive) bar.start(total, done, rate); // not on a terminal, it stays inactive
         bar.setTotal(Math.max(total, done));
         bar.update(done, rate);
       },
     }).finally(() => bar.stop());
-    const seconds = (Date.now() - startedAt) / 1e3;
     const who = needsSquare ? `${name} (${environment})` : name;
     const lines = [...(summary.details ?? []), `${who}: ${summary.text}`];
-    const all = needsSquare
-      ? { script: name, environment, database, ...summary.json, seconds }
-      : { script: name, database, ...summary.json };
-    const result = json ? JSON.stringify(all) : lines.join("\n");
-    if (json || !quiet) process.stdout.write(toSafe(result));
+    const asked = needsSquare ? { environment, seconds: (Date.now() - startedAt) / 1e3 } : {};
+    const all = { script: name, database, ...asked, ...summary.json };
+    if (json || !quiet) process.stdout.write(toSafe(json ? JSON.stringify(all) : lines.join("\n")));
     process.exitCode = summary.exitCode ?? EXIT.done;
     if (summary.error) throw summary.error;
   } catch (thrown) {

@@ -6,7 +6,8 @@ import { FIELDS, type Row } from "./mapping.ts";
 
 const SCHEMA_VERSION = 1;
 
-// Whose customers a file can hold. Its place here is marked in the header before the first is in it.
+// Whose customers a file can hold. The place in this list is marked in the file's header before the first
+// customer is in it: a new name goes to the end, or old files change their owner.
 const SQUARES: Record<string, string> = {
   sandbox: "the sandbox",
   production: "production",
@@ -74,7 +75,8 @@ export async function openDatabase(
       if (files.stampOf(path) !== stamp) await load().catch(failLate);
       const from = stamp;
       const before = readNumber(db, TOUCHED);
-      stamp = ""; // from here on, what is in memory is not what is on disk
+      // From here on, memory is not what is on disk: when the step throws, the next one reads the file anew.
+      stamp = "";
       db.run("BEGIN");
       const result = step(db);
       db.run("COMMIT");
@@ -102,9 +104,9 @@ export const checkVersion: Check = (db, path) => {
 export function checkReady(environment: string): Check {
   return (db, path) => {
     checkVersion(db, path);
-    const tables = `SELECT count(*) FROM sqlite_master, pragma_user_version
-      WHERE name IN ('customers', 'sync_runs') AND user_version = ${SCHEMA_VERSION}`;
-    if (readNumber(db, tables) < 2)
+    const tables = "SELECT count(*) FROM sqlite_master WHERE name IN ('customers', 'sync_runs')";
+    const version = readNumber(db, "PRAGMA user_version");
+    if (version !== SCHEMA_VERSION || readNumber(db, tables) < 2)
       throw refusal(path, "the tables of this kit are not in it", toInit(path));
     // The ids of one Square mean nothing to another: every customer would be there twice.
     const marked = Object.keys(SQUARES)[readNumber(db, "PRAGMA application_id") - FIRST_MARK];
@@ -122,7 +124,7 @@ export function checkReady(environment: string): Check {
 export function readWatermark(db: SqlDatabase, script: string): string | null {
   // What was changed before the first complete pull-created was fixed, that run has read already.
   const sql = `SELECT coalesce(
-      (SELECT watermark FROM sync_runs WHERE script = ?1 AND watermark <> '' ORDER BY id DESC LIMIT 1),
+      (SELECT watermark FROM sync_runs WHERE script = ?1 AND watermark IS NOT NULL ORDER BY id DESC LIMIT 1),
       (SELECT min(watermark) FROM sync_runs WHERE script = 'pull-created' AND ?1 = 'pull-updated'))`;
   const watermark = readValue(db, sql, [script]);
   return typeof watermark === "string" ? watermark : null;

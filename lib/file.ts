@@ -121,8 +121,9 @@ export function replaceFile(path: string, bytes: Uint8Array, from: string, isHel
 }
 
 /**
- * What tells one state of a file from the next: any commit by anybody changes it. While another
- * program has the file open no two stamps are alike, so that nothing is built on any.
+ * What tells one state of a file from the next: any commit by anybody changes it. A file that another
+ * program has open gets a new word each time, which equals nothing, so that nothing is built on it.
+ * @throws SyncError when the file is too large
  */
 export function stampOf(path: string): string {
   const stat = (end: string) => fs.statSync(path + end, { bigint: true, throwIfNoEntry: false });

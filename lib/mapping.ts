@@ -80,7 +80,8 @@ function toValue(value: unknown, as: Field["as"]): SqlValue {
 export function keepNewest(rows: Map<string, Row>, customer: Customer): void {
   const row = toRow(customer);
   const id = String(row.id);
-  if (!(Number(row.version) < Number(rows.get(id)?.version))) rows.set(id, row);
+  const kept = rows.get(id)?.version ?? Number.NEGATIVE_INFINITY;
+  if (Number(row.version) >= Number(kept)) rows.set(id, row);
 }
 
 /**
@@ -92,14 +93,15 @@ export function toCustomer(row: Record<string, unknown>) {
   const problems: string[] = [];
   for (const { column, square = column, under, sent, longest = Infinity, form } of FIELDS) {
     const value = row[column] ?? "";
-    const text = typeof value === "string" || typeof value === "number" ? `${value}`.trim() : value;
-    if (!sent || text === "") continue;
-    const right = typeof text === "string" && form ? form(text) : text;
-    if (typeof right !== "string") problems.push(`${column} is not one that Square takes`);
-    else if ([...right].length > longest)
+    if (!sent || String(value).trim() === "") continue;
+    // A number is a postal code, say, that was stored without quotes. Bytes are no text.
+    const text = value instanceof Uint8Array ? undefined : String(value).trim();
+    const fit = text !== undefined && form ? form(text) : text;
+    if (fit === undefined) problems.push(`${column} is not one that Square takes`);
+    else if ([...fit].length > longest)
       problems.push(`${column} is longer than ${longest} characters`);
-    else if (under === undefined) customer[square] = right;
-    else customer[under] = Object.assign(customer[under] ?? {}, { [square]: right });
+    else if (under === undefined) customer[square] = fit;
+    else customer[under] = Object.assign(customer[under] ?? {}, { [square]: fit });
   }
   if (problems.length === 0 && !ONE_OF.some((name) => name in customer))
     problems.push(`one of ${ONE_OF.join(", ")} is needed`);

@@ -26,6 +26,7 @@ export function makePace(workers: number) {
       for (; Math.max(nextAt, pausedUntil) > now; now = Date.now())
         await sleep(Math.max(nextAt, pausedUntil) - now, undefined, { signal: stop });
       nextAt = now + gapMs;
+      // A turn takes gapMs, so a step of this size makes the pace of recovery the same for every gap.
       gapMs *= 1 - gapMs / RECOVERY_MS;
     },
     over(wasAccepted: boolean): void {

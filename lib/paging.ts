@@ -62,35 +62,33 @@ export async function searchSlices(
   const { workers, fixedAt } = square; // one worker reads one slice, in order
   let total = 0;
 
-  async function readSlice(slice: Window, takeAbove: (page: Customer[]) => void): Promise<number> {
+  async function readSlice(slice: Window): Promise<{ ids: Set<unknown>; missing: number }> {
+    // In pull-created both names are one, and the slice, which is a part of the window, takes its place.
     const filter = { [field]: toRange(window), created_at: toRange(slice) };
     const ids = new Set<unknown>();
-    const takeHere = (customers: Customer[]) => {
-      for (const { id } of customers) ids.add(id);
-      takeAbove(customers);
-    };
     let counted = 0;
     for await (const { customers, cursor, count } of searchPages(square, filter)) {
       counted = Math.max(counted, count);
       total = Math.max(total, counted);
-      takeHere(customers);
+      for (const { id } of customers) ids.add(id);
+      take(customers, total);
       const left = counted - ids.size;
       const isLarge = left > Math.max(SMALL_SLICE, total / (2 * workers));
       if (workers === 1 || cursor === undefined || !isLarge) continue;
       const halves = halve(slice, customers, left, fixedAt);
       if (halves.length === 0) continue;
-      // What comes through them is counted here too: else a customer who fell between them would not
-      // be missed.
-      const below = await Promise.all(halves.map((half) => readSlice(half, takeHere)));
-      return Math.max(...below, counted - ids.size);
+      const below = await Promise.all(halves.map(readSlice));
+      // Whom the halves brought counts here too: nobody else would miss who fell between the two.
+      for (const half of below) for (const id of half.ids) ids.add(id);
+      return { ids, missing: Math.max(counted - ids.size, ...below.map((half) => half.missing)) };
     }
-    return Math.max(counted - ids.size, 0);
+    return { ids, missing: Math.max(counted - ids.size, 0) };
   }
 
   const whole = field === "created_at" ? window : { since: null, until: null };
   for (let reading = 1; ; reading++) {
     // Counted afresh each time: a deletion can move somebody over the edge of a page.
-    const missing = await readSlice(whole, (customers) => take(customers, total));
+    const { missing } = await readSlice(whole);
     if (missing === 0 || reading === READINGS) return missing;
   }
 }

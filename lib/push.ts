@@ -49,7 +49,7 @@ export function prepareRows(
     [source ?? null, createdSince, limit ?? -1],
   );
   const twins = allowDuplicates ? undefined : readTwins(db, selected);
-  const named = database.readUnpushed(db);
+  const unpushed = database.readUnpushed(db);
   return selected.map((columns) => {
     const localId = String(columns.local_id);
     const inDoubt = Boolean(columns.idempotency_key);
@@ -60,6 +60,7 @@ export function prepareRows(
     const outcome = problems.length > 0 ? "refused" : twin ? "held" : "ready";
     if (twin) problems.push(`${twin} has the same email or phone`);
     const reason = problems.join("; ") || null;
+    // A row with a reason keeps what it had; a good one gets its key and its reference_id.
     db.run(
       `UPDATE customers SET push_error = ?1,
          idempotency_key = iif(?1 IS NULL, ?2, idempotency_key),
@@ -75,7 +76,7 @@ export function prepareRows(
       );
     if (outcome === "ready") twins?.add(columns);
     // What several rows share is the name of none of them.
-    const lookUp = inDoubt ? [key, reference].filter((name) => named.get(name) === localId) : [];
+    const lookUp = inDoubt ? [key, reference].filter((name) => unpushed.get(name) === localId) : [];
     return { localId, key, customer, inDoubt, lookUp, outcome, id: null, reason };
   });
 }
@@ -98,9 +99,11 @@ export async function* pushRows(
   for (let batch = batches.shift(); batch; batch = batches.shift()) {
     const linked: Answer[] = [];
     for (const row of batch) {
+      // Emptied as it is read: the halves of a refused batch come by here again.
       const customer = await findCreated(square, row.lookUp.splice(0));
       if (customer) linked.push({ row, reply: { customer }, outcome: "linked" });
     }
+    // The caller settles them before it comes back, and then they are no longer ready.
     if (linked.length > 0) yield linked;
     const ready = batch.filter(({ outcome }) => outcome === "ready");
     const unsent = await file.change((db) => readAgain(db, ready));
@@ -201,12 +204,9 @@ function settleCustomer(
   // A pull can have saved this profile as a row of its own, before anybody could tell whose it was.
   // That row goes, unless it is yours (source) or was sent itself (key). What it says is kept: it
   // can be newer than this answer.
-  const pulled = database.readRows(
-    db,
-    `DELETE FROM customers WHERE id = ? AND idempotency_key IS NULL AND source IS NULL
-     AND EXISTS (SELECT 1 FROM customers WHERE idempotency_key = ? AND id IS NULL) RETURNING *`,
-    [id, row.key],
-  );
+  const sql = `DELETE FROM customers
+    WHERE id = ? AND idempotency_key IS NULL AND source IS NULL RETURNING *`;
+  const pulled = columns ? database.readRows(db, sql, [id]) : [];
   if (columns && !database.linkRow(db, "idempotency_key", row.key, id)) {
     const reason = `it is customer ${id}, as is another row`;
     Object.assign(row, { outcome: "held", id: null, reason });
@@ -223,12 +223,13 @@ function settleCustomer(
 
 // The columns that say what Square was not told: they were edited since, or it takes no word of them.
 function toLost(columns: Row, told: Customer): string {
+  // Both in the form in which Square takes them: a space or a year 0000 is no difference.
+  const toSent = (row: Row) => toRow(toCustomer(row).customer);
   const theirs = toRow(told);
-  const mine = toRow(toCustomer(columns).customer);
-  const sent = toRow(toCustomer(theirs).customer);
-  const lost = FIELDS.flatMap(({ column, sent: isSent }) => {
-    const said = mine[column] ?? columns[column] ?? ""; // as it is, where Square could not take it
-    return isSent && said !== "" && said !== sent[column] ? column : [];
+  const [ours, known] = [toSent(columns), toSent(theirs)];
+  const lost = FIELDS.flatMap(({ column, sent }) => {
+    const said = ours[column] ?? columns[column] ?? ""; // as it is, where Square could not take it
+    return sent && said !== "" && said !== known[column] ? column : [];
   });
   if (columns.email_unsubscribed && !theirs.email_unsubscribed) lost.push("email_unsubscribed");
   return lost.join(", ");
@@ -263,14 +264,14 @@ export function toReport({ localId, id, outcome, reason, inDoubt }: PushRow) {
 // Who has which e-mail address and phone number: Square does not tell duplicates apart.
 function readTwins(db: SqlDatabase, rows: Row[]) {
   const known = new Map<string, { name: string; row: Row }[]>();
-  for (const name of rows.flatMap(toNames)) known.set(toPlace(name), []);
+  for (const name of rows.flatMap(toContacts)) known.set(toLookupKey(name), []);
   const add = (row: Row) => {
-    for (const name of toNames(row)) known.get(toPlace(name))?.push({ name, row });
+    for (const name of toContacts(row)) known.get(toLookupKey(name))?.push({ name, row });
   };
   // Of a row in doubt the reference is given: who has the same one may be that row, created and pulled.
   const find = (localId: string, customer: Customer, reference?: string) => {
-    for (const name of toNames(customer))
-      for (const { name: other, row } of known.get(toPlace(name)) ?? [])
+    for (const name of toContacts(customer))
+      for (const { name: other, row } of known.get(toLookupKey(name)) ?? [])
         if (String(row.local_id) !== localId && row.reference_id !== reference)
           if (name.endsWith(other) || other.endsWith(name))
             return row.id === null ? `row ${row.local_id}` : `customer ${row.id}`;
@@ -286,15 +287,14 @@ function readTwins(db: SqlDatabase, rows: Row[]) {
   return { add, find };
 }
 
-function toNames({ email_address, phone_number }: Row | Customer): string[] {
+function toContacts({ email_address, phone_number }: Row | Customer): string[] {
   const email = String(email_address ?? "").trim();
-  const digits = String(phone_number ?? "").replace(/\D/g, "");
-  const number = digits.replace(/^0+/, "");
-  return [email.toLowerCase(), number.length < 9 ? "" : number].filter((name) => name !== "");
+  const number = String(phone_number ?? "").replace(/^[\D0]+|\D/g, "");
+  return [email.toLowerCase(), number.length < 9 ? "" : number].filter(Boolean);
 }
 
 // The country code of a number may be missing on either side, so one that is the end of the other is
 // the same: they meet where their last nine digits are.
-function toPlace(name: string): string {
+function toLookupKey(name: string): string {
   return /^\d+$/.test(name) ? name.slice(-9) : name;
 }

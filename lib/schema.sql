@@ -1,5 +1,6 @@
 -- The whole schema, version 1. init-db runs it; so can you: sqlite3 database.db < lib/schema.sql
 -- Names are Square's own wherever Square has one. Times are UTC, such as 2026-08-01T00:00:00.000Z.
+-- init-db reads the columns from these lines: two spaces, then the column's name, one a line.
 
 CREATE TABLE IF NOT EXISTS customers (
   local_id INTEGER PRIMARY KEY,           -- this file's own name for the row

@@ -23,8 +23,9 @@ export function toWindow(
   watermark: string | null,
   now: number,
 ): Window {
-  let start = since === "last" ? toNextStart(watermark, now) : null;
-  if (since !== "last" && since !== "all") start = toInstant("--since", since, now);
+  let start: string | null = null;
+  if (since === "last") start = toNextStart(watermark, now);
+  else if (since !== "all") start = toInstant("--since", since, now);
   const end = until === undefined ? null : toInstant("--until", until, now);
   if (start !== null && start >= (end ?? new Date(now).toISOString()))
     throw usage(`Cannot use this window: ${start} is not before ${end ?? "now"}`);
@@ -41,6 +42,7 @@ export function toWatermark({ since, until }: Window, watermark: string | null, 
   if (since !== null && (start === null || since > start)) return watermark;
   const fixed = new Date(fixedAt).toISOString();
   const end = until !== null && until < fixed ? until : fixed;
+  // Never back: --until may end before the watermark. But one that is still to come is put right.
   return watermark !== null && watermark > end && watermark <= fixed ? watermark : end;
 }
 
@@ -56,7 +58,7 @@ export function toInstant(option: string, text: string, now: number): string {
   let instant = now - Number(amount) * (UNIT_MS[unit] ?? Number.NaN);
   // Date.parse turns 30 February into 2 March, and takes a time without a zone to be local.
   if (day && new Date(`${day}T00:00Z`).toJSON()?.startsWith(day)) instant = Date.parse(day + time);
-  // RFC 3339 writes a year with four digits.
+  // Times are compared as text, and a year of five digits, or one before 0, would not sort.
   if (instant >= Date.parse("0000-01-01") && instant < Date.UTC(10_000, 0))
     return new Date(instant).toISOString();
   const forms = "a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time";

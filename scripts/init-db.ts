@@ -61,24 +61,23 @@ await runScript(manual, async (run) => {
 
   // All in one transaction and one save: killed half way, it leaves the file as it was.
   const { created, upgraded } = await database.change((db) => {
-    const before = readNames(db, "SELECT name FROM sqlite_master");
-    const old = columnsOf(db, "customers");
+    const created = Object.keys(OURS).filter((table) => columnsOf(db, table).length === 0);
+    const columns = columnsOf(db, "customers");
+    const isOld = is2018(columns);
     let kept = "customers_2018";
-    while (before.includes(kept)) kept += "_";
-    // In the old way of ALTER TABLE, a view that reads customers goes on to read customers.
-    if (is2018(old))
-      db.run(`PRAGMA legacy_alter_table = ON; ALTER TABLE customers RENAME TO ${kept}`);
+    while (columnsOf(db, kept).length > 0) kept += "_";
+    // A rename would also turn your views to the old table; the old way of ALTER TABLE leaves them alone.
+    if (isOld) db.run(`PRAGMA legacy_alter_table = ON; ALTER TABLE customers RENAME TO ${kept}`);
     // A column without a type keeps whatever it is given, which is what an added one needs.
     const added = Object.keys(OURS).flatMap((table) => {
-      const columns = columnsOf(db, table);
-      const missing = wantedIn(table).filter((name) => !columns.includes(name));
-      return columns.length === 0 ? [] : missing.map((name) => `${table} ADD COLUMN ${name}`);
+      const found = columnsOf(db, table);
+      const missing = wantedIn(table).filter((name) => !found.includes(name));
+      return found.length === 0 ? [] : missing.map((name) => `${table} ADD COLUMN ${name}`);
     });
     for (const what of added) db.run(`ALTER TABLE ${what}`);
     db.exec(SCHEMA);
-    if (is2018(old)) moveRows(db, kept, old);
-    const created = Object.keys(OURS).filter((table) => !before.includes(table));
-    return { created, upgraded: is2018(old) || added.length > 0 };
+    if (isOld) moveRows(db, kept, columns);
+    return { created, upgraded: isOld || added.length > 0 };
   });
 
   const done = upgraded ? ["upgraded"] : [];
@@ -95,14 +94,16 @@ await runScript(manual, async (run) => {
  * out, the old table stays under its other name.
  */
 function moveRows(db: SqlDatabase, old: string, columns: string[]): void {
+  // Only what looks like a date: a text such as 2018 would be a Julian day to strftime. The rest stays.
   const time = (name: string) =>
     `coalesce(iif(${name} LIKE '____-__-__%', strftime('%Y-%m-%dT%H:%M:%fZ', ${name}), NULL), ${name})`;
-  const values = COLUMNS_2018.map((name) => (name.endsWith("_at") ? time(name) : name));
-  values[0] = "nullif(trim(id), '')";
+  const id = "nullif(trim(id), '')"; // a blank one is none, and its rows are not one customer
+  const values = COLUMNS_2018.slice(1).map((name) => (name.endsWith("_at") ? time(name) : name));
+  // Beside max(), SQLite takes all other columns of a group from the row that has the maximum.
   db.run(`INSERT INTO customers (${COLUMNS_2018.join(", ")})
-    SELECT ${values.join(", ")} FROM (
+    SELECT ${[id, ...values].join(", ")} FROM (
       SELECT *, _rowid_ AS place, max(coalesce(${time("updated_at")}, '')) FROM ${old}
-      GROUP BY coalesce(nullif(trim(id), ''), _rowid_)
+      GROUP BY coalesce(${id}, _rowid_)
     ) ORDER BY place`);
   const [moved, all] = ["customers", old].map((table) =>
     readNumber(db, `SELECT count(*) FROM ${table}`),
@@ -122,13 +123,10 @@ function wantedIn(table: string): string[] {
   return [...body.matchAll(/^ {2}(\w+) /gm)].map(([, name = ""]) => name);
 }
 
+// In small letters: to SQLite, names that differ in case only are the same. None = no such table.
 function columnsOf(db: SqlDatabase, table: string): string[] {
-  return readNames(db, `SELECT name FROM pragma_table_xinfo('${table}')`);
-}
-
-// In small letters: to SQLite, names that differ in case only are the same.
-function readNames(db: SqlDatabase, sql: string): string[] {
-  return readRows(db, sql).map(({ name }) => `${name}`.toLowerCase());
+  const sql = `SELECT lower(name) AS name FROM pragma_table_xinfo('${table}')`;
+  return readRows(db, sql).map(({ name }) => String(name));
 }
 
 /*

@@ -22,7 +22,7 @@ import { toWatermark, toWindow } from "../lib/window.ts";
 
 const SCRIPT = "pull-created";
 
-// The window looks at the time that never changes: a customer is in exactly one stretch of it.
+// The window looks at the time that never changes, so every customer falls into exactly one window.
 const FIELD = "created_at";
 
 const manual = {
@@ -54,7 +54,7 @@ await runScript(manual, async (run) => {
   // its retries ends the run: taken for an empty one, it would leave its customers out for good.
   const square = run.connectSquare(options.concurrency);
   const customers = new Map<string, Row>();
-  // By id, since who is edited while we read can come twice: once as before, once as now.
+  // A customer who is edited while we read can come twice, once in each version. The newer one stays.
   const take = (page: Customer[], total: number) => {
     for (const customer of page) keepNewest(customers, customer);
     run.progress(customers.size, total);
@@ -67,8 +67,8 @@ await runScript(manual, async (run) => {
   const saved = await database.change((db) => {
     // Read again: an older file may have been put in the place of the one we began with.
     const before = readWatermark(db, SCRIPT);
-    // Inserted or replaced by Square's id; who is a row that was pushed, and whose answer was lost, is
-    // linked to that row and not doubled.
+    // Inserted, or replaced by Square's id. A customer made from one of our rows, whose answer was lost,
+    // is linked to that row and not doubled.
     const counts = saveCustomers(db, [...customers.values()]);
     const report = { ...window, fetched: customers.size, ...counts, ...square.sent };
     // With somebody missing, the next run has to begin where this one did. Nor does a window that does
@@ -78,17 +78,16 @@ await runScript(manual, async (run) => {
     return report;
   });
 
+  const { fetched, inserted, updated, unchanged, linked } = saved;
+  const text = `${fetched} read, ${inserted} new, ${updated} changed, ${unchanged} unchanged, ${linked} linked`;
+  if (missing === 0) return { text, json: saved };
   // Square counts what it finds. Fewer than that is a failure, though every page looked well.
   const error = new SyncError(
     `Cannot read all customers: ${missing} fewer came than Square counted`,
     EXIT.failed,
     "run it again; those that came are saved, and the next run begins where this one did",
   );
-  return {
-    text: `${saved.fetched} read, ${saved.inserted} new, ${saved.updated} changed, ${saved.unchanged} unchanged, ${saved.linked} linked`,
-    json: saved,
-    error: missing > 0 ? error : undefined,
-  };
+  return { text, json: saved, error };
 });
 
 /*

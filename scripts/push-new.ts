@@ -94,26 +94,20 @@ await runScript(manual, async (run) => {
   if (!isDryRun) await database.change(record);
 
   // Exit code 3 tells cron that rows wait for a person, though the run did all that it could.
-  const rehearsed = rows.filter(({ outcome }) => outcome === "ready");
+  const details = rows
+    .filter(({ outcome }) => outcome === "ready")
+    .map(({ localId, customer }) => `row ${localId}: ${JSON.stringify(customer)}`);
   const done = `${counts.created} created, ${counts.linked} linked`;
   const error = new SyncError(
     `Cannot create ${later} of ${rows.length} rows yet: Square or another program was in the way`,
     EXIT.later,
     "run it again later; they keep their keys, and the other rows are done",
   );
+  const said = { held, ...square.sent, dryRun: isDryRun, rows: rows.map(toReport) };
   return {
-    details: rehearsed.map(
-      ({ localId, customer }) => `row ${localId}: ${JSON.stringify(customer)}`,
-    ),
+    details,
     text: `${isDryRun ? `dry run, ${ready} would be sent` : done}, ${counts.refused} refused, ${held} held, of ${rows.length} selected`,
-    json: {
-      selected: rows.length,
-      ...counts,
-      held,
-      ...square.sent,
-      dryRun: isDryRun,
-      rows: rows.map(toReport),
-    },
+    json: { selected: rows.length, ...counts, ...said },
     exitCode: counts.refused + held > 0 ? EXIT.someRefused : EXIT.done,
     error: later > 0 ? error : undefined,
   };
