@@ -1,4 +1,5 @@
 import { setMaxListeners } from "node:events";
+import { resolve } from "node:path";
 import { Presets, SingleBar } from "cli-progress";
 import { config } from "dotenv";
 import yargs, { type InferredOptionTypes, type Options } from "yargs";
@@ -110,7 +111,8 @@ export async function runScript<const O extends AllOptions>(
     isVerbose = verbose;
     const { environment } = account;
     const startedAt = Date.now();
-    const retried = (text: string) => verbose && say(text);
+    // On a terminal a minute without a word looks like a dead program.
+    const retried = (text: string) => (verbose || (process.stderr.isTTY && !quiet)) && say(text);
     const warn = (text: string) => !quiet && say(`${name}: ${text}`);
     const caller = { startedAt, stop: stop.signal, say: retried, warn };
     const summary = await main({
@@ -155,12 +157,16 @@ export async function runScript<const O extends AllOptions>(
 /** @returns the options; undefined when help or the version was asked for, and is printed */
 async function readOptions<O extends AllOptions>(manual: Manual<O>) {
   const { name, purpose, examples, exitCodes, options } = manual;
-  // npm run push-new --dry-run: npm takes the option for its own, and the script would push.
-  const taken = Object.keys({ ...options, ...COMMON }).find(
+  // npm run push-new --dry-run: npm takes the option for its own, and the script would push. So would the
+  // last one of npm run sync --dry-run, and the first may as well say so.
+  const taken = Object.keys({ ...options, ...COMMON, "dry-run": true }).find(
     (option) => process.env[`npm_config_${option.replaceAll("-", "_")}`] !== undefined,
   );
   if (taken !== undefined)
-    throw usage(`Cannot use --${taken}: npm took it`, `npm run ${name} -- --${taken}`);
+    throw usage(
+      `Cannot use --${taken}: npm took it`,
+      `put -- before it: npm run ${name} -- --${taken} …`,
+    );
   const given = await yargs(process.argv.slice(2))
     .scriptName(name)
     .usage(`${name} ${purpose}`)
@@ -211,7 +217,7 @@ function readConfiguration(db: string | undefined, needsSquare: boolean) {
   if (wrong.length > 0)
     throw usage(
       `Cannot start: ${wrong.join("; ")}`,
-      "put it right in .env; if there is none yet, cp .env.example .env",
+      `put it right in ${resolve(".env")}; if there is none yet, cp .env.example .env`,
     );
   const name = baseUrl ? "offline" : environment;
   const account: Account = { environment: name, token, baseUrl: baseUrl || host };

@@ -116,7 +116,8 @@ export function checkReady(environment: string): Check {
     if (other === undefined) return;
     const [theirs, ours] = [other, environment].map((name) => SQUARES[name] ?? name);
     const state = `it holds customers of ${theirs}, and this run is for ${ours}`;
-    throw refusal(path, state, "another file with --db, or the other SQUARE_ENVIRONMENT");
+    const next = "SQUARE_ENVIRONMENT and SQUARE_BASE_URL as they were; or another file with --db";
+    throw refusal(path, state, next);
   };
 }
 

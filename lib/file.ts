@@ -31,8 +31,8 @@ export async function lockFile(path: string, stop: AbortSignal) {
       fs.writeFileSync(lock, name, { flag, mode: 0o600 });
       if (flag === "wx") break;
     } catch (error) {
-      const isNowhere = ["ENOENT", "ENOTDIR"].includes(codeOf(error)); // there is no such folder
-      if (isNowhere) throw cannot("use", path, error, EXIT.usage);
+      const isNowhere = ["ENOENT", "ENOTDIR"].includes(codeOf(error));
+      if (isNowhere) throw cannot("use", path, "there is no such folder", EXIT.usage);
       if (codeOf(error) !== "EEXIST") throw cannot("lock", path, error);
       if (isHeld()) break;
       if (Date.now() - started > BUSY_MS) throw busy(path, "another script is at work on it");

@@ -109,7 +109,7 @@ test("nothing else is guessed: what Square cannot take is refused, by the column
     given_name: ["x".repeat(301), new Uint8Array([1])],
   }))
     for (const value of values) {
-      const said = problem({ [column]: value });
+      const [said = ""] = problem({ [column]: value }).split(", such as ");
       assert.ok(said.startsWith(column), `${column} ${value}: ${said}`);
       assert.ok(!said.includes(String(value)), said);
     }

@@ -14,6 +14,7 @@ interface Field {
   sent?: true; // goes to Square when a row is pushed; what is not sent is Square's alone to say
   longest?: number; // in characters (BulkCreateCustomerData)
   form?: (text: string) => string | undefined; // puts case and spaces right; undefined = no good
+  like?: string; // what a good one looks like
 }
 
 /**
@@ -30,9 +31,9 @@ export const FIELDS: readonly Field[] = [
   { column: "family_name", sent: true, longest: 300 },
   { column: "company_name", sent: true, longest: 500 },
   { column: "nickname", sent: true, longest: 100 },
-  { column: "email_address", sent: true, longest: 254, form: toEmail },
-  { column: "phone_number", sent: true, form: toPhone },
-  { column: "birthday", sent: true, form: toBirthday },
+  { column: "email_address", sent: true, longest: 254, form: toEmail, like: "ada@example.com" },
+  { column: "phone_number", sent: true, form: toPhone, like: "+12065550100" },
+  { column: "birthday", sent: true, form: toBirthday, like: "1990-04-25" },
   { column: "note", sent: true },
   { column: "reference_id", sent: true, longest: 100 },
   { column: "tax_ids_eu_vat", square: "eu_vat", under: "tax_ids", sent: true, longest: 20 },
@@ -43,7 +44,7 @@ export const FIELDS: readonly Field[] = [
   { column: "sublocality", under: "address", sent: true },
   { column: "administrative_district_level_1", under: "address", sent: true },
   { column: "postal_code", under: "address", sent: true },
-  { column: "country", under: "address", sent: true, form: toCountry },
+  { column: "country", under: "address", sent: true, form: toCountry, like: "US" },
   { column: "group_ids", as: "list" },
   { column: "segment_ids", as: "list" },
   { column: "email_unsubscribed", under: "preferences", as: "flag" },
@@ -91,13 +92,14 @@ export function keepNewest(rows: Map<string, Row>, customer: Customer): void {
 export function toCustomer(row: Record<string, unknown>) {
   const customer: Customer = {};
   const problems: string[] = [];
-  for (const { column, square = column, under, sent, longest = Infinity, form } of FIELDS) {
+  for (const { column, square = column, under, sent, longest = Infinity, form, like } of FIELDS) {
     const value = row[column] ?? "";
     if (!sent || String(value).trim() === "") continue;
     // A number is a postal code, say, that was stored without quotes. Bytes are no text.
     const text = value instanceof Uint8Array ? undefined : String(value).trim();
     const fit = text !== undefined && form ? form(text) : text;
-    if (fit === undefined) problems.push(`${column} is not one that Square takes`);
+    if (fit === undefined)
+      problems.push(`${column} is not one that Square takes${like ? `, such as ${like}` : ""}`);
     else if ([...fit].length > longest)
       problems.push(`${column} is longer than ${longest} characters`);
     else if (under === undefined) customer[square] = fit;

@@ -28,7 +28,10 @@ export function toWindow(
   else if (since !== "all") start = toInstant("--since", since, now);
   const end = until === undefined ? null : toInstant("--until", until, now);
   if (start !== null && start >= (end ?? new Date(now).toISOString()))
-    throw usage(`Cannot use this window: ${start} is not before ${end ?? "now"}`);
+    throw usage(
+      `Cannot use this window: ${start} is not before ${end ?? "now"}`,
+      "an earlier --since, or a later --until",
+    );
   return { since: start, until: end };
 }
 
@@ -62,7 +65,7 @@ export function toInstant(option: string, text: string, now: number): string {
   if (instant >= Date.parse("0000-01-01") && instant < Date.UTC(10_000, 0))
     return new Date(instant).toISOString();
   const forms = "a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time";
-  throw usage(`Cannot use ${option} ${JSON.stringify(text)}: it is not ${forms}`);
+  throw usage(`Cannot use ${option} ${JSON.stringify(text)}: it is not ${forms}`, "--help");
 }
 
 function toNextStart(watermark: string | null, now: number): string | null {
@@ -71,6 +74,6 @@ function toNextStart(watermark: string | null, now: number): string | null {
   return new Date(Date.parse(watermark) - OVERLAP_MS).toISOString();
 }
 
-function usage(message: string): SyncError {
-  return new SyncError(message, EXIT.usage, "--help shows every form");
+function usage(message: string, next: string): SyncError {
+  return new SyncError(message, EXIT.usage, next);
 }

@@ -169,7 +169,7 @@ test("a file of one environment refuses another, before anything is asked", asyn
   assert.deepEqual([ended.code, ended.stdout], [2, ""]);
   assert.equal(
     ended.stderr,
-    'pull-created: Cannot use "database.db": it holds customers of the offline Square, and this run is for production\nTry: another file with --db, or the other SQUARE_ENVIRONMENT\n',
+    'pull-created: Cannot use "database.db": it holds customers of the offline Square, and this run is for production\nTry: SQUARE_ENVIRONMENT and SQUARE_BASE_URL as they were; or another file with --db\n',
   );
   assert.equal(hashOf(bench), before);
 });

@@ -3,6 +3,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { assertEqualSides, assertOneEach, loseReply, makeReady } from "../fixtures/campaign.ts";
+import { inventCustomers } from "../fixtures/square.ts";
 import { type Bench, makeBench, RUNTIME } from "../fixtures/testing.ts";
 
 type PushedRow = { local_id: number; outcome: string; id: string | null; reason: string | null };
@@ -102,7 +103,7 @@ test("a bad row stops no other: its reason is in the row, its key is cleared, th
   );
   assert.equal(
     ended.stderr,
-    "push-new: row 2 is refused: email_address is not one that Square takes\npush-new: row 3 is refused: Square says INVALID_PHONE_NUMBER (phone_number)\n",
+    "push-new: row 2 is refused: email_address is not one that Square takes, such as ada@example.com\npush-new: row 3 is refused: Square says INVALID_PHONE_NUMBER (phone_number)\n",
   );
   assert.deepEqual(
     bench.rows("SELECT local_id, idempotency_key, push_error FROM customers WHERE id IS NULL"),
@@ -110,7 +111,7 @@ test("a bad row stops no other: its reason is in the row, its key is cleared, th
       {
         local_id: 2,
         idempotency_key: null,
-        push_error: "email_address is not one that Square takes",
+        push_error: "email_address is not one that Square takes, such as ada@example.com",
       },
       {
         local_id: 3,
@@ -357,14 +358,14 @@ test("what is changed in a row during a push is sent; what is changed while it i
   assert.equal(code, 3);
   assert.equal(
     stderr,
-    "push-new: row 2 is created: Square's note replaced what it said\npush-new: row 4 is refused: email_address is not one that Square takes\n",
+    "push-new: row 2 is created: Square's note replaced what it said\npush-new: row 4 is refused: email_address is not one that Square takes, such as ada@example.com\n",
   );
   const notes = [...bench.square.customers.values()].map(({ note }) => note);
   assert.deepEqual(notes, [undefined, undefined, "in time"]);
   const [bad] = bench.rows("SELECT idempotency_key, push_error FROM customers WHERE local_id = 4");
   assert.deepEqual(bad, {
     idempotency_key: null,
-    push_error: "email_address is not one that Square takes",
+    push_error: "email_address is not one that Square takes, such as ada@example.com",
   });
 });
 
@@ -455,7 +456,24 @@ test("an option that npm has taken for itself is refused", withNpm, async (t) =>
   const ended = await bench.run("push-new", [], { npm_config_dry_run: "true" });
   assert.equal(ended.code, 2);
   assert.match(ended.stderr, /Cannot use --dry-run: npm took it/);
+  // npm run sync begins with a pull.
+  assert.equal((await bench.run("pull-created", [], { npm_config_dry_run: "true" })).code, 2);
   assert.equal(bench.square.requests.length, 0);
+});
+
+test("a row that was given an id by hand is not sent, and push-new says so", async (t) => {
+  const bench = await makeBench(t, { customers: inventCustomers(2) });
+  makeReady(bench);
+  await bench.run("pull-created");
+  addRows(bench, 1);
+  bench.sql("INSERT INTO customers (id, given_name) VALUES ('my-7', 'Bob')");
+  const ended = await bench.run("push-new");
+  assert.deepEqual(ended, {
+    code: 0,
+    signal: null,
+    stdout: "push-new (offline): 1 created, 0 linked, 0 refused, 0 held, of 1 selected\n",
+    stderr: "push-new: 1 rows have an id that no pull has brought, and are not sent\n",
+  });
 });
 
 test("what was done is told also when rows are left for later", async (t) => {

@@ -15,7 +15,7 @@
  */
 import type { Database as SqlDatabase } from "sql.js";
 import { countOption, flag, runScript, timeOption } from "../lib/command.ts";
-import { readWatermark, recordRun } from "../lib/database.ts";
+import { readNumber, readWatermark, recordRun } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
 import { type PushRow, prepareRows, pushRows, settleRows, toReport } from "../lib/push.ts";
 import { toWatermark, toWindow } from "../lib/window.ts";
@@ -53,6 +53,11 @@ await runScript(manual, async (run) => {
   const { source, limit, "dry-run": isDryRun = false, "batch-size": batchSize } = options;
   const { "created-since": madeSince, "allow-duplicates": allowDuplicates = false } = options;
   const database = await run.openDatabase();
+
+  // An id that you put in yourself hides the row: it looks as if Square had it.
+  const hidden = "SELECT count(*) FROM customers WHERE id IS NOT NULL AND synced_at IS NULL";
+  const unseen = database.read((db) => readNumber(db, hidden));
+  if (unseen > 0) run.warn(`${unseen} rows have an id that no pull has brought, and are not sent`);
 
   // Which rows: those without an id. The options narrow that; none widens it.
   const watermark = database.read((db) => readWatermark(db, SCRIPT));
@@ -118,7 +123,7 @@ Against the offline Square (npm run square), with the rows of fixtures/local-row
 
 $ npx tsx scripts/push-new.ts
 push-new: row 243 is held: customer ADA1815LOVELACE01234567801 has the same email or phone
-push-new: row 244 is refused: phone_number is not one that Square takes
+push-new: row 244 is refused: phone_number is not one that Square takes, such as +12065550100
 push-new (offline): 6 created, 0 linked, 1 refused, 1 held, of 8 selected
 $ npx tsx scripts/push-new.ts --source nobody
 push-new (offline): 0 created, 0 linked, 0 refused, 0 held, of 0 selected
