@@ -258,8 +258,8 @@ describe("The file", () => {
       for (const [path, says] of [
         ["folder.db", /it is not a file/],
         ["/dev/null", /it is not a file/],
-        ["database.db/x.db", /not a directory|no such file/],
-        ["nowhere/x.db", /no such file/],
+        ["database.db/x.db", /not a directory|no such (file|folder)/],
+        ["nowhere/x.db", /no such (file|folder)/],
       ] as const)
         for (const script of ["init-db", "pull-created"])
           await assertRefuses(bench, script, ["--db", path], 2, says);
