@@ -109,25 +109,7 @@ export async function* pushRows(
     const unsent = await file.change((db) => readAgain(db, ready));
     if (unsent.length === 0) continue;
 
-    const { unanswered } = square;
-    let created: Record<string, client.Created> = {};
-    let refusals: client.SquareProblem[] = [];
-    try {
-      created = await createRows(square, unsent, batchSize);
-    } catch (error) {
-      const isRefused = error instanceof client.RefusedError && client.isRefusal(error.errors);
-      if (isRefused) refusals = error.errors;
-      // Perhaps one of these is why there was no answer: the next run begins with others.
-      else if (error instanceof SyncError && error.exitCode === EXIT.later) {
-        const reason = error.message;
-        await file.change((db) => {
-          for (const row of unsent) writeOutcome(db, { ...row, reason });
-        });
-      }
-      if (!isRefused) throw error;
-    }
-    // An attempt that got no answer may have created them, whatever the next one was told.
-    if (square.unanswered > unanswered) for (const row of unsent) row.inDoubt = true;
+    const { created, refusals } = await sendRows(file, square, unsent, batchSize);
     const toReply = ({ key }: PushRow) => created[key] ?? { errors: refusals };
     const half = unsent.length >> 1;
     // One row can make Square refuse the whole call. Its halves show which one it is.
@@ -157,6 +139,32 @@ function readAgain(db: SqlDatabase, rows: PushRow[]): PushRow[] {
 function readWaiting(db: SqlDatabase, { key }: PushRow): Row | undefined {
   const sql = "SELECT * FROM customers WHERE idempotency_key = ? AND id IS NULL";
   return database.readRows(db, sql, [key])[0];
+}
+
+// Makes one call. Where Square refuses all of it, the refusals are the answer.
+async function sendRows(
+  file: database.Database,
+  square: client.Square,
+  rows: PushRow[],
+  batchSize: number,
+): Promise<{ created: Record<string, client.Created>; refusals: client.SquareProblem[] }> {
+  const { unanswered } = square;
+  try {
+    return { created: await createRows(square, rows, batchSize), refusals: [] };
+  } catch (error) {
+    if (error instanceof client.RefusedError && client.isRefusal(error.errors))
+      return { created: {}, refusals: error.errors };
+    if (!(error instanceof SyncError && error.exitCode === EXIT.later)) throw error;
+    // Perhaps one of these is why there was no answer: the next run begins with others.
+    const reason = error.message;
+    await file.change((db) => {
+      for (const row of rows) writeOutcome(db, { ...row, reason });
+    });
+    throw error;
+  } finally {
+    // An attempt that got no answer may have created them, whatever the next one was told.
+    if (square.unanswered > unanswered) for (const row of rows) row.inDoubt = true;
+  }
 }
 
 async function createRows(square: client.Square, rows: PushRow[], batchSize: number) {
