@@ -104,7 +104,7 @@ export function connectSquare(
   const cannot = `Cannot reach Square (${environment})`;
   const isOffline = environment === "offline";
   const where = isOffline
-    ? "does SQUARE_BASE_URL answer (npm run square)?"
+    ? "does SQUARE_BASE_URL answer? (npm run square: http, not https)"
     : "check the network and https://www.issquareup.com";
   const pace = makePace(workers);
   let clock: number | undefined;

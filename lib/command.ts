@@ -206,9 +206,10 @@ function readConfiguration(db: string | undefined, needsSquare: boolean) {
   // What may be wrong, and whether it is. It is not quoted: it may be a token in the wrong line.
   const problems = {
     "SQUARE_ACCESS_TOKEN is not set (no account yet? npm run demo needs none)": token === "",
-    "SQUARE_ACCESS_TOKEN holds a character that no token has": !/^[\x21-\x7e]*$/.test(token),
+    "SQUARE_ACCESS_TOKEN holds a blank, or another character that no token has":
+      !/^[\x21-\x7e]*$/.test(token),
     "SQUARE_ENVIRONMENT is not sandbox or production": host === "",
-    "SQUARE_BASE_URL is no https address (plain http: for this computer only)":
+    "SQUARE_BASE_URL is no https://… address (http://… for this computer only)":
       baseUrl !== "" && !(URL.canParse(baseUrl) && SAFE_URL.test(baseUrl)),
   };
   const wrong = db === "" ? ["--db is empty"] : [];

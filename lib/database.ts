@@ -108,6 +108,12 @@ export function checkReady(environment: string): Check {
     const version = readNumber(db, "PRAGMA user_version");
     if (version !== SCHEMA_VERSION || readNumber(db, tables) < 2)
       throw refusal(path, "the tables of this kit are not in it", toInit(path));
+    try {
+      // A field that was added to mapping.ts may have no column yet: after a call that is too late to learn.
+      db.prepare(UPSERT).free();
+    } catch (error) {
+      throw refusal(path, error instanceof Error ? error.message : String(error), toInit(path));
+    }
     // The ids of one Square mean nothing to another: every customer would be there twice.
     const marked = Object.keys(SQUARES)[readNumber(db, "PRAGMA application_id") - FIRST_MARK];
     const runs = readRows(db, "SELECT DISTINCT environment FROM sync_runs");

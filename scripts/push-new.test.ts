@@ -461,18 +461,36 @@ test("an option that npm has taken for itself is refused", withNpm, async (t) =>
   assert.equal(bench.square.requests.length, 0);
 });
 
+test("a file without a column that a field needs is refused before anything is sent", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  addRows(bench, 1);
+  bench.sql("ALTER TABLE customers RENAME COLUMN sublocality TO town");
+  for (const script of ["pull-created", "push-new"]) {
+    const { code, stderr } = await bench.run(script);
+    assert.equal(code, 2);
+    assert.equal(
+      stderr,
+      `${script}: Cannot use "database.db": table customers has no column named sublocality\nTry: npx tsx scripts/init-db.ts --db "database.db"\n`,
+    );
+  }
+  assert.equal(bench.square.requests.length, 0);
+  await bench.run("init-db");
+  assert.equal((await bench.json("push-new")).created, 1);
+});
+
 test("a row that was given an id by hand is not sent, and push-new says so", async (t) => {
   const bench = await makeBench(t, { customers: inventCustomers(2) });
   makeReady(bench);
   await bench.run("pull-created");
   addRows(bench, 1);
-  bench.sql("INSERT INTO customers (id, given_name) VALUES ('my-7', 'Bob')");
+  bench.sql("INSERT INTO customers (id, given_name) VALUES ('my-7', 'Bob'), ('my-8', 'Cy')");
   const ended = await bench.run("push-new");
   assert.deepEqual(ended, {
     code: 0,
     signal: null,
     stdout: "push-new (offline): 1 created, 0 linked, 0 refused, 0 held, of 1 selected\n",
-    stderr: "push-new: 1 rows have an id that no pull has brought, and are not sent\n",
+    stderr: "push-new: not sent, since no pull has brought their id: row 4, 5\n",
   });
 });
 

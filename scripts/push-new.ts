@@ -15,13 +15,12 @@
  */
 import type { Database as SqlDatabase } from "sql.js";
 import { countOption, flag, runScript, timeOption } from "../lib/command.ts";
-import { readNumber, readWatermark, recordRun } from "../lib/database.ts";
+import { readValue, readWatermark, recordRun } from "../lib/database.ts";
 import { EXIT, SyncError } from "../lib/errors.ts";
 import { type PushRow, prepareRows, pushRows, settleRows, toReport } from "../lib/push.ts";
 import { toWatermark, toWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
-
 const LARGEST_BATCH = 100; // the most rows that Square takes in one call
 
 const manual = {
@@ -55,9 +54,10 @@ await runScript(manual, async (run) => {
   const database = await run.openDatabase();
 
   // An id that you put in yourself hides the row: it looks as if Square had it.
-  const hidden = "SELECT count(*) FROM customers WHERE id IS NOT NULL AND synced_at IS NULL";
-  const unseen = database.read((db) => readNumber(db, hidden));
-  if (unseen > 0) run.warn(`${unseen} rows have an id that no pull has brought, and are not sent`);
+  const hidden = `SELECT group_concat(local_id, ', ') FROM (SELECT local_id FROM customers
+    WHERE id IS NOT NULL AND synced_at IS NULL LIMIT 10)`;
+  const unseen = database.read((db) => readValue(db, hidden));
+  if (unseen) run.warn(`not sent, since no pull has brought their id: row ${unseen}`);
 
   // Which rows: those without an id. The options narrow that; none widens it.
   const watermark = database.read((db) => readWatermark(db, SCRIPT));
