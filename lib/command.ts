@@ -93,15 +93,18 @@ export async function runScript<const O extends AllOptions>(
   let token = "";
   const toSafe = (text: string) => {
     const safe = token.length < 8 ? text : text.replaceAll(token, "(the token)");
-    return `${safe.replace(CONTROL, "\uFFFD")}\n`;
+    return `${safe.replace(CONTROL, toEscape)}\n`;
   };
-  const say = (text: string) => process.stderr.write(toSafe(text));
+  const bar = new SingleBar({ format: BAR, clearOnComplete: true }, Presets.shades_classic);
+  const say = (text: string) => {
+    bar.stop(); // its line goes, and what is said takes it: the next progress draws a new one below
+    process.stderr.write(toSafe(text));
+  };
   process.stderr.on("error", () => {}); // nobody listens: that is no reason to stop
   process.stdout.once("error", ({ message }) => {
     say(`${name}: Cannot print the result: ${message}`);
     process.exitCode = EXIT.failed;
   });
-  const bar = new SingleBar({ format: BAR, clearOnComplete: true }, Presets.shades_classic);
   try {
     const options = await readOptions(manual);
     if (options === undefined) return;
@@ -165,7 +168,9 @@ async function readOptions<O extends AllOptions>(manual: Manual<O>) {
   if (taken !== undefined)
     throw usage(
       `Cannot use --${taken}: npm took it`,
-      `put -- before it: npm run ${name} -- --${taken} …`,
+      taken in { ...options, ...COMMON }
+        ? `put -- before it: npm run ${name} -- --${taken} …`
+        : `leave it out, it is push-new's: npm run push-new -- --${taken}`,
     );
   const given = await yargs(process.argv.slice(2))
     .scriptName(name)
@@ -223,6 +228,12 @@ function readConfiguration(db: string | undefined, needsSquare: boolean) {
   const name = baseUrl ? "offline" : environment;
   const account: Account = { environment: name, token, baseUrl: baseUrl || host };
   return { database: db ?? (read("DATABASE_PATH") || "database.db"), account };
+}
+
+// As JSON writes them, so that what is printed of JSON still says the same.
+function toEscape(control: string): string {
+  const toUnit = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return control.split("").map(toUnit).join("");
 }
 
 function usage(message: string, next: string): SyncError {

@@ -134,7 +134,7 @@ export function readWatermark(db: SqlDatabase, script: string): string | null {
       (SELECT watermark FROM sync_runs WHERE script = ?1 AND watermark IS NOT NULL ORDER BY id DESC LIMIT 1),
       (SELECT min(watermark) FROM sync_runs WHERE script = 'pull-created' AND ?1 = 'pull-updated'))`;
   const watermark = readValue(db, sql, [script]);
-  return typeof watermark === "string" ? watermark : null;
+  return Number.isNaN(Date.parse(String(watermark))) ? null : String(watermark);
 }
 
 const COLUMNS = FIELDS.map(({ column }) => column);
@@ -142,14 +142,15 @@ const SET = COLUMNS.filter((column) => column !== "id");
 const toSet = (table: string) => SET.map((column) => `${table}.${column}`).join(", ");
 
 // A search can answer with less than a push has just returned: a lower version never overwrites. A row
-// that is the same already is not written, so that "unchanged" is true of the file.
+// that is the same already is not written, so that "unchanged" is true of the file; but one that was never
+// marked as read is.
 const UPSERT = `
   INSERT INTO customers (${COLUMNS.join(", ")}, synced_at)
   VALUES (${COLUMNS.map(() => "?").join(", ")}, ?)
   ON CONFLICT (id) DO UPDATE SET
     (${SET.join(", ")}, synced_at) = (${toSet("excluded")}, excluded.synced_at)
   WHERE coalesce(excluded.version, -1) >= coalesce(customers.version, -1)
-    AND (${toSet("customers")}) IS NOT (${toSet("excluded")})`;
+    AND (customers.synced_at IS NULL OR (${toSet("customers")}) IS NOT (${toSet("excluded")}))`;
 
 /**
  * Puts customers of Square's into the file. One whose reference_id is that of exactly one row that is

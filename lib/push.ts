@@ -236,7 +236,7 @@ function toLost(columns: Row, told: Customer): string {
   const theirs = toRow(told);
   const [ours, known] = [toSent(columns), toSent(theirs)];
   const lost = FIELDS.flatMap(({ column, sent }) => {
-    const said = ours[column] ?? columns[column] ?? ""; // as it is, where Square could not take it
+    const said = ours[column] ?? String(columns[column] ?? "").trim(); // as it is, where Square could not take it
     return sent && said !== "" && said !== known[column] ? column : [];
   });
   if (columns.email_unsubscribed && !theirs.email_unsubscribed) lost.push("email_unsubscribed");

@@ -30,7 +30,7 @@ export function toWindow(
   if (start !== null && start >= (end ?? new Date(now).toISOString()))
     throw usage(
       `Cannot use this window: ${start} is not before ${end ?? "now"}`,
-      "an earlier --since, or a later --until",
+      "an earlier start, or a later end",
     );
   return { since: start, until: end };
 }

@@ -65,7 +65,8 @@ await runScript(manual, async (run) => {
     const columns = columnsOf(db, "customers");
     const isOld = is2018(columns);
     let kept = "customers_2018";
-    while (columnsOf(db, kept).length > 0) kept += "_";
+    const isTaken = "SELECT count(*) FROM sqlite_master WHERE lower(name) = "; // an index's name counts too
+    while (readNumber(db, `${isTaken}'${kept}'`) > 0) kept += "_";
     // A rename would also turn your views to the old table; the old way of ALTER TABLE leaves them alone.
     if (isOld) db.run(`PRAGMA legacy_alter_table = ON; ALTER TABLE customers RENAME TO ${kept}`);
     // A column without a type keeps whatever it is given, which is what an added one needs.

@@ -156,6 +156,18 @@ test("the watermark is Square's time when this computer's clock is ahead", async
   assert.ok(Date.parse(String(row?.watermark)) < Date.now() - 3_590_000);
 });
 
+test("a watermark that nobody can read is none: everything is read", async (t) => {
+  const bench = await makeBench(t, { customers: inventCustomers(3) });
+  makeReady(bench);
+  await bench.run("pull-created");
+  bench.sql("UPDATE sync_runs SET watermark = ''");
+  for (const script of ["pull-created", "pull-updated"]) {
+    const { since, fetched } = await bench.json(script);
+    assert.deepEqual([since, fetched], [null, 3]);
+    bench.sql("UPDATE sync_runs SET watermark = ''");
+  }
+});
+
 test("a file of one environment refuses another, before anything is asked", async (t) => {
   const bench = await makeBench(t);
   makeReady(bench);

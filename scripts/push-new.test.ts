@@ -369,6 +369,14 @@ test("what is changed in a row during a push is sent; what is changed while it i
   });
 });
 
+test("a blank column is nothing that was lost", async (t) => {
+  const bench = await makeBench(t);
+  makeReady(bench);
+  bench.sql("INSERT INTO customers (given_name, note) VALUES ('Ann', zeroblob(0)), ('Bob', '  ')");
+  const { code, stderr } = await bench.run("push-new");
+  assert.deepEqual([code, stderr], [0, ""]);
+});
+
 test("what a row says that Square does not, once it is linked, is named", async (t) => {
   const bench = await makeBench(t);
   makeReady(bench);
@@ -457,7 +465,9 @@ test("an option that npm has taken for itself is refused", withNpm, async (t) =>
   assert.equal(ended.code, 2);
   assert.match(ended.stderr, /Cannot use --dry-run: npm took it/);
   // npm run sync begins with a pull.
-  assert.equal((await bench.run("pull-created", [], { npm_config_dry_run: "true" })).code, 2);
+  const pull = await bench.run("pull-created", [], { npm_config_dry_run: "true" });
+  assert.equal(pull.code, 2);
+  assert.match(pull.stderr, /^Try: .*npm run push-new -- --dry-run$/m);
   assert.equal(bench.square.requests.length, 0);
 });
 
@@ -492,6 +502,10 @@ test("a row that was given an id by hand is not sent, and push-new says so", asy
     stdout: "push-new (offline): 1 created, 0 linked, 0 refused, 0 held, of 1 selected\n",
     stderr: "push-new: not sent, since no pull has brought their id: row 4, 5\n",
   });
+  // Whom a pull brings is known, whatever the file said of it.
+  bench.sql("DELETE FROM customers WHERE id LIKE 'my%'; UPDATE customers SET synced_at = NULL");
+  await bench.run("pull-created", ["--since", "all"]);
+  assert.equal((await bench.run("push-new")).stderr, "");
 });
 
 test("what was done is told also when rows are left for later", async (t) => {

@@ -166,6 +166,15 @@ test(`under ${RUNTIME}, a terminal gets a bar, and gets its line back`, onTermin
   assert.equal(code, 0, stdout);
   assert.match(stdout, /[█░]+ 400\/500 customers, \d+ a second, \d+s left/);
   assert.ok(stdout.includes("\u001b[2Kpull-created (offline): 500 read, 500 new"), stdout);
+  // Whoever waits hears why, on a line of its own: the bar makes room.
+  bench.square.set({
+    fault: ({ number }) =>
+      number % 4 === 0 ? { kind: "status", status: 503, code: "SERVICE_UNAVAILABLE" } : undefined,
+  });
+  const slow = await bench.launch([script, "-qec", `${line} --since all`, "/dev/null"]).ended;
+  const screen = slow.stdout.replaceAll("\u001b[2K", "\n").trimEnd();
+  assert.match(screen, /^\/v2\/customers\/search: SERVICE_UNAVAILABLE; trying again/m);
+  assert.match(screen, /^pull-created \(offline\): 500 read, 0 new[^\n]*$(?!\n)/m);
   const quiet = await bench.launch([script, "-qec", `${line} --since all --quiet`, "/dev/null"])
     .ended;
   assert.deepEqual([quiet.code, quiet.stdout], [0, ""]);
