@@ -181,6 +181,8 @@ async function readOptions<O extends AllOptions>(manual: Manual<O>) {
     .version(VERSION)
     .strict()
     .demandCommand(0, 0)
+    // Habits of yargs that would change what was meant: an option given twice is a list, --no-source is a
+    // source named false, --batchSize is taken too, and a dot makes an object.
     .parserConfiguration({
       "duplicate-arguments-array": false,
       "boolean-negation": false,

@@ -87,6 +87,15 @@ test("init-db upgrades the table of the 2018 post; doubled rows are merged and t
   assert.equal((await bench.json("init-db")).upgraded, false);
 });
 
+test("--json names the file as it is called, also where a terminal must not see it as it is", async (t) => {
+  const bench = await makeBench(t);
+  const name = "\u{1f469}\u200d\u{1f527}.db";
+  const { stdout } = await bench.run("init-db", ["--json", "--db", name]);
+  assert.ok(stdout.includes("\\u200d") && !stdout.includes("\u200d"));
+  assert.equal(JSON.parse(stdout).database, name);
+  assert.ok(existsSync(join(bench.folder, name)));
+});
+
 test("init-db leaves a view, an index and odd times of the 2018 table as they are", async (t) => {
   const bench = await makeBench(t);
   bench.sql(`${SCHEMA_2018}; INSERT INTO customers (id, given_name, updated_at) VALUES ('A', 'Ann', '2018');
