@@ -37,7 +37,7 @@ type Reply = Record<string, unknown>;
 
 const TOO_LARGE = { category: "INVALID_REQUEST_ERROR", code: "REQUEST_ENTITY_TOO_LARGE" };
 
-/** The calls of the kit, what they cost so far, and Square's clock. */
+/** The calls of the kit, what they cost so far, and when the run was fixed. */
 export type Square = ReturnType<typeof connectSquare>;
 
 /** Square understood the request and refused it; trying again would not help. */
@@ -107,7 +107,7 @@ export function connectSquare(
     ? "does SQUARE_BASE_URL answer? (npm run square: http, not https)"
     : "check the network and https://www.issquareup.com";
   const pace = makePace(workers);
-  let clock: number | undefined;
+  let hasClock = false;
   const square = {
     workers,
     sent: { requests: 0, retries: 0 },
@@ -202,7 +202,7 @@ export function connectSquare(
       });
       const { status, headers } = response;
       const date = Date.parse(headers.get("date") ?? "");
-      if (clock === undefined && date) setClock(date);
+      if (!hasClock && date) setClock(date);
       // A number of seconds, or a date by Square's own clock. What is neither comes to NaN, and so to 0.
       const after = headers.get("retry-after") ?? "";
       const retryAfterMs = Number(after) * 1e3 || Date.parse(after) - date || 0;
@@ -220,7 +220,7 @@ export function connectSquare(
   }
 
   function setClock(date: number): void {
-    clock = date;
+    hasClock = true;
     square.fixedAt = Math.min(startedAt, date);
     const offBy = Math.round((Date.now() - date) / 1e3);
     const way = offBy > 0 ? "ahead of" : "behind";

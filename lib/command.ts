@@ -5,7 +5,7 @@ import { config } from "dotenv";
 import yargs, { type InferredOptionTypes, type Options } from "yargs";
 import { type Account, connectSquare, HOSTS, type Square } from "./client.ts";
 import { type Check, checkReady, type Database, openDatabase } from "./database.ts";
-import { codeOf, EXIT, SyncError } from "./errors.ts";
+import { codeOf, EXIT, messageOf, SyncError, usageError } from "./errors.ts";
 import { toInstant } from "./window.ts";
 
 // Held to package.json by a test; Deno may not read that from everywhere.
@@ -145,7 +145,7 @@ export async function runScript<const O extends AllOptions>(
     if (summary.error) throw summary.error;
   } catch (thrown) {
     let error: unknown = stop.signal.aborted ? stop.signal.reason : thrown;
-    const said = `Cannot go on: ${error instanceof Error ? error.message : error}`;
+    const said = `Cannot go on: ${messageOf(error)}`;
     const { message, next, exitCode } =
       error instanceof SyncError ? error : new SyncError(said, EXIT.failed);
     say(`${name}: ${message}`);
@@ -166,7 +166,7 @@ async function readOptions<O extends AllOptions>(manual: Manual<O>) {
     (option) => process.env[`npm_config_${option.replaceAll("-", "_")}`] !== undefined,
   );
   if (taken !== undefined)
-    throw usage(
+    throw usageError(
       `Cannot use --${taken}: npm took it`,
       taken in { ...options, ...COMMON }
         ? `put -- before it: npm run ${name} -- --${taken} …`
@@ -194,7 +194,7 @@ async function readOptions<O extends AllOptions>(manual: Manual<O>) {
     .wrap(80)
     .fail((said) => {
       const message = said.startsWith("Cannot") ? said : `Cannot use these options: ${said}`;
-      throw usage(message, `npx tsx scripts/${name}.ts --help`);
+      throw usageError(message, `npx tsx scripts/${name}.ts --help`);
     })
     .parseAsync();
   if ("help" in given || "version" in given) return undefined;
@@ -223,7 +223,7 @@ function readConfiguration(db: string | undefined, needsSquare: boolean) {
   if (error && codeOf(error) !== "ENOENT") wrong.push(error.message);
   for (const [what, isSo] of Object.entries(problems)) if (isSo && needsSquare) wrong.push(what);
   if (wrong.length > 0)
-    throw usage(
+    throw usageError(
       `Cannot start: ${wrong.join("; ")}`,
       `put it right in ${resolve(".env")}; if there is none yet, cp .env.example .env`,
     );
@@ -236,10 +236,6 @@ function readConfiguration(db: string | undefined, needsSquare: boolean) {
 function toEscape(control: string): string {
   const toUnit = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
   return control.split("").map(toUnit).join("");
-}
-
-function usage(message: string, next: string): SyncError {
-  return new SyncError(message, EXIT.usage, next);
 }
 
 /** An option that is there or not. Without nargs, yargs takes --dry-run=1 for false, and would push. */

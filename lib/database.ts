@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import initSqlJs, { type Database as SqlDatabase, type SqlValue } from "sql.js";
-import { EXIT, SyncError } from "./errors.ts";
+import { EXIT, messageOf, SyncError, usageError } from "./errors.ts";
 import * as files from "./file.ts";
 import { FIELDS, type Row } from "./mapping.ts";
 
@@ -38,7 +38,7 @@ export async function openDatabase(
 ) {
   const path = files.toRealPath(name);
   if (!mayBeNew && !existsSync(path))
-    throw new SyncError(`Cannot open "${name}": no such file`, EXIT.usage, toInit(name));
+    throw usageError(`Cannot open "${name}": no such file`, toInit(name));
   const { Database } = await initSqlJs();
   const isHeld = await files.lockFile(path, stop);
   let db = new Database();
@@ -53,9 +53,8 @@ export async function openDatabase(
       const health = readValue(db, "PRAGMA quick_check(1)");
       if (health !== "ok") throw new Error(String(health));
     } catch (cause) {
-      const why = cause instanceof Error ? cause.message : String(cause);
       throw new SyncError(
-        `Cannot open "${name}": it is damaged, or no SQLite database (${why})`,
+        `Cannot open "${name}": it is damaged, or no SQLite database (${messageOf(cause)})`,
         EXIT.failed,
         `sqlite3 "${name}" "PRAGMA integrity_check", or a backup`,
         cause,
@@ -112,7 +111,7 @@ export function checkReady(environment: string): Check {
       // A field that was added to mapping.ts may have no column yet: after a call that is too late to learn.
       db.prepare(UPSERT).free();
     } catch (error) {
-      throw refusal(path, error instanceof Error ? error.message : String(error), toInit(path));
+      throw refusal(path, messageOf(error), toInit(path));
     }
     // The ids of one Square mean nothing to another: every customer would be there twice.
     const marked = Object.keys(SQUARES)[readNumber(db, "PRAGMA application_id") - FIRST_MARK];
@@ -250,7 +249,7 @@ export function readNumber(db: SqlDatabase, sql: string): number {
 }
 
 function refusal(path: string, state: string, next: string): SyncError {
-  return new SyncError(`Cannot use "${path}": ${state}`, EXIT.usage, next);
+  return usageError(`Cannot use "${path}": ${state}`, next);
 }
 
 // What would have been wrong usage at the beginning is a failure now: something was tried.

@@ -25,6 +25,16 @@ export class SyncError extends Error {
   }
 }
 
+/** The error for wrong usage or configuration: nothing was tried. */
+export function usageError(message: string, next: string): SyncError {
+  return new SyncError(message, EXIT.usage, next);
+}
+
+/** What an error says; anything can be thrown. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 /** The `code` of a system error such as `ENOENT`, or the empty word. */
 export function codeOf(error: unknown): string {
   return error instanceof Error && "code" in error ? String(error.code) : "";

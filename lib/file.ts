@@ -2,7 +2,7 @@ import * as fs from "node:fs";
 import { dirname } from "node:path";
 import { setInterval } from "node:timers";
 import { setTimeout as sleep } from "node:timers/promises";
-import { codeOf, EXIT, SyncError } from "./errors.ts";
+import { codeOf, EXIT, messageOf, SyncError } from "./errors.ts";
 
 // sql.js works on a copy in memory, so the file on disk is ours to protect: from a second script of
 // ours (the lock), from half a file (write beside, flush, rename), from other programs (the stamp).
@@ -144,7 +144,7 @@ export function busy(path: string, state: string, next = "run it again when the 
 // In the system's own words, such as "ENOSPC: no space left on device, write".
 function cannot(action: string, path: string, error: unknown, exitCode: number = EXIT.failed) {
   if (error instanceof SyncError) return error;
-  const state = error instanceof Error ? error.message : String(error);
+  const state = messageOf(error);
   const next = exitCode === EXIT.usage ? "another file with --db" : undefined;
   return new SyncError(`Cannot ${action} "${path}": ${state}`, exitCode, next, error);
 }

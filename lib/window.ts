@@ -1,4 +1,4 @@
-import { EXIT, SyncError } from "./errors.ts";
+import { usageError } from "./errors.ts";
 
 /** A stretch of time, RFC 3339 in UTC with milliseconds; null = open on that side. */
 export type Window = { since: string | null; until: string | null };
@@ -28,7 +28,7 @@ export function toWindow(
   else if (since !== "all") start = toInstant("--since", since, now);
   const end = until === undefined ? null : toInstant("--until", until, now);
   if (start !== null && start >= (end ?? new Date(now).toISOString()))
-    throw usage(
+    throw usageError(
       `Cannot use this window: ${start} is not before ${end ?? "now"}`,
       "an earlier start, or a later end",
     );
@@ -65,15 +65,11 @@ export function toInstant(option: string, text: string, now: number): string {
   if (instant >= Date.parse("0000-01-01") && instant < Date.UTC(10_000, 0))
     return new Date(instant).toISOString();
   const forms = "a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time";
-  throw usage(`Cannot use ${option} ${JSON.stringify(text)}: it is not ${forms}`, "--help");
+  throw usageError(`Cannot use ${option} ${JSON.stringify(text)}: it is not ${forms}`, "--help");
 }
 
 function toNextStart(watermark: string | null, now: number): string | null {
   // Up to a time that is still to come nothing has been read: a clock was wrong, and nobody knows since when.
   if (watermark === null || Date.parse(watermark) > now) return null;
   return new Date(Date.parse(watermark) - OVERLAP_MS).toISOString();
-}
-
-function usage(message: string, next: string): SyncError {
-  return new SyncError(message, EXIT.usage, next);
 }

@@ -15,7 +15,7 @@ import { readFileSync } from "node:fs";
 import type { Database as SqlDatabase } from "sql.js";
 import { runScript } from "../lib/command.ts";
 import { type Check, checkVersion, readNumber, readRows } from "../lib/database.ts";
-import { EXIT, SyncError } from "../lib/errors.ts";
+import { usageError } from "../lib/errors.ts";
 
 // Plain SQL in a file of its own, which the sqlite3 program can run too.
 const SCHEMA = readFileSync(new URL("../lib/schema.sql", import.meta.url), "utf8");
@@ -50,9 +50,8 @@ await runScript(manual, async (run) => {
       const columns = columnsOf(db, table);
       const isOurs = names.every((name) => columns.includes(name)) || is2018(columns);
       if (columns.length > 0 && !isOurs)
-        throw new SyncError(
+        throw usageError(
           `Cannot use "${path}": its table ${table} is another program's`,
-          EXIT.usage,
           "another file with --db",
         );
     }
