@@ -8,7 +8,7 @@
  * Exit codes: 0 all replies satisfy it, 1 one does not or none was checked, 2 wrong usage.
  */
 import { readFileSync } from "node:fs";
-import { inventCustomers, startSquare } from "../fixtures/square.ts";
+import { inventCustomers, startSquare } from "../fixtures/fake-square/server.ts";
 
 const [path] = process.argv.slice(2);
 if (path === undefined) {
@@ -69,7 +69,9 @@ async function drain(body) {
   while (cursor !== undefined) ({ cursor } = await search({ ...body, cursor }));
 }
 
-const stored = JSON.parse(readFileSync(new URL("../fixtures/customers.json", import.meta.url)));
+const stored = JSON.parse(
+  readFileSync(new URL("../fixtures/data/customers.json", import.meta.url)),
+);
 for (const options of [
   { customers: stored },
   { customers: inventCustomers(1200, { spread: "tied" }), unevenPages: true },
