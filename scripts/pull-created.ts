@@ -1,8 +1,14 @@
 #!/usr/bin/env tsx
 /**
- * Pulls the customers that were created in Square since the last run into the database file.
+ * Pull the customers that were created in Square since the last run into the database file.
  *
- * Reads Square (SearchCustomers). Writes the tables customers and sync_runs.
+ * Steps:
+ *   1. Work out the time window: from the watermark of the last run, minus an overlap, until now.
+ *   2. Search Square for customers that were created in that window, page by page.
+ *   3. Save them and the new watermark in one transaction.
+ *
+ * Reads Square: https://developer.squareup.com/reference/square/customers-api/search-customers
+ * Writes the tables customers and sync_runs. Safe to run again: rows are matched by Square's customer id.
  *
  *     npx tsx scripts/pull-created.ts --since 24h
  *     deno run --no-prompt --ignore-env \
@@ -10,92 +16,97 @@
  *       --allow-net=connect.squareup.com,connect.squareupsandbox.com --allow-read=. \
  *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/pull-created.ts
  *
- * Exit codes: 0 done, 1 failed, 2 wrong usage, 4 token refused, 75 later, 130/143 stopped.
- * Safe to run again: customers are told apart by Square's id, so none is ever there twice.
+ * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write.
+ * Exit codes: 0 done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped.
  */
-import { PULL_OPTIONS, runScript } from "../lib/command.ts";
-import { readWatermark, recordRun, saveCustomers } from "../lib/database.ts";
-import { EXIT, SyncError } from "../lib/errors.ts";
-import { type Customer, keepNewest, type Row } from "../lib/mapping.ts";
-import { searchSlices } from "../lib/paging.ts";
-import { toWatermark, toWindow } from "../lib/window.ts";
+import { createSquareClient, READ_CUSTOMERS } from "../lib/client.ts";
+import { readWatermark, recordRun, saveCustomers } from "../lib/customers.ts";
+import { openDatabase } from "../lib/database.ts";
+import { PULL_OPTIONS, runScript } from "../lib/internal/cli.ts";
+import { describePull } from "../lib/internal/report.ts";
+import { buildRow, type CustomerRow, keepLatestVersion } from "../lib/mapping.ts";
+import { type Filter, searchCustomers } from "../lib/paging.ts";
+import { nextWatermark, resolveWindow, toTimeRange } from "../lib/window.ts";
 
 const SCRIPT = "pull-created";
-
-// The window looks at the time that never changes, so every customer falls into exactly one window.
-const FIELD = "created_at";
 
 const manual = {
   name: SCRIPT,
   purpose: "pulls the customers that were created in Square since the last run",
   options: PULL_OPTIONS,
   examples: [
-    [SCRIPT, "go on where the last run ended"],
-    [`${SCRIPT} --since 24h`, "look at the last day only"],
-    [`${SCRIPT} --since all`, "read everything again"],
+    [SCRIPT, "continue where the last run ended"],
+    [`${SCRIPT} --since 24h`, "read only the last day"],
+    [`${SCRIPT} --since all`, "read all customers again"],
   ],
   exitCodes:
-    "0 done, 1 failed, 2 wrong usage, 4 token refused, 75 try again later, 130/143 stopped",
+    "0 done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped",
   needsSquare: true,
 } as const;
 
-await runScript(manual, async (run) => {
-  const { options, startedAt } = run;
+await runScript(manual, async (context) => {
+  const { options, startedAt } = context;
 
-  // From here on the file is ours until the script ends: a second one would wait, then exit with 75.
-  const database = await run.openDatabase();
+  // The file stays locked until the script ends. A second script waits a few seconds, then exits with 75.
+  const database = await openDatabase(context);
 
-  // Up to the watermark everything has been read. The window begins a little before it, since Square's
-  // search lags its writes: to read a customer twice does no harm, never to read one does.
-  const watermark = database.read((db) => readWatermark(db, SCRIPT));
-  const window = toWindow(options.since, options.until, watermark, startedAt);
+  // The watermark is the time up to which everything has been read. Square's search index lags behind its
+  // writes, so the window starts five minutes earlier. Reading a customer twice is harmless, because rows are
+  // matched by id; missing one loses data.
+  const watermark = database.query((db) => readWatermark(db, SCRIPT));
+  const window = resolveWindow(options, watermark, startedAt);
 
-  // Network first: the file is not touched before the last page is here. A page that fails after all
-  // its retries ends the run: taken for an empty one, it would leave its customers out for good.
-  const square = run.connectSquare(options.concurrency);
-  const customers = new Map<string, Row>();
-  // A customer who is edited while we read can come twice, once in each version. The newer one stays.
-  const take = (page: Customer[], total: number) => {
-    for (const customer of page) keepNewest(customers, customer);
-    run.progress(customers.size, total);
-  };
-  const missing = await searchSlices(square, FIELD, window, take);
+  // The filter of the SearchCustomers request. To leave customers out, add a condition here, for example
+  // creationSource: { values: ["INSTANT_PROFILE"], rule: "EXCLUDE" }.
+  const filter: Filter = { createdAt: toTimeRange(window) };
 
-  // Customers and watermark go to disk in one save: neither is ever there without the other. The new
-  // watermark is when the run began, not the newest row that came: whoever was created while we read,
-  // or is indexed late, would be older than that row, and never be asked for again.
-  const saved = await database.change((db) => {
-    // Read again: an older file may have been put in the place of the one we began with.
+  // Read all pages before changing the file. If a page fails after all retries, the script stops here and the
+  // file is unchanged. Treating a failed page as an empty one would lose its customers without an error.
+  const { concurrency } = options;
+  const scopes = [READ_CUSTOMERS];
+  const square = await createSquareClient(context, database, { scopes, concurrency });
+  const customers = new Map<string, CustomerRow>();
+  let missingCount = 0;
+  for await (const page of searchCustomers(square, filter, { concurrency, until: startedAt })) {
+    // A customer that is edited during the search can appear on two pages. Keep the newer version.
+    for (const customer of page.customers) keepLatestVersion(customers, buildRow(customer));
+    missingCount = page.missingCount;
+    context.showProgress(customers.size, page.count);
+  }
+
+  // Save customers and watermark in one transaction, so that neither exists without the other. The new
+  // watermark is the time at which this run started, not the newest created_at that arrived: a customer that
+  // was created during the search, or indexed late, can be older than that and would never be read.
+  const saved = await database.update((db) => {
+    const result = saveCustomers(db, [...customers.values()]);
+    // If customers are missing or could not be saved, the next run has to read the same window again.
+    const isComplete = missingCount === 0 && result.rejected.length === 0;
+    // Read the watermark again: if another program replaced the file meanwhile, it can have an older one.
     const before = readWatermark(db, SCRIPT);
-    // Inserted, or replaced by Square's id. A customer made from one of our rows, whose answer was lost,
-    // is linked to that row and not doubled.
-    const counts = saveCustomers(db, [...customers.values()]);
-    const report = { ...window, fetched: customers.size, ...counts, ...square.sent };
-    // With somebody missing, the next run has to begin where this one did. Nor does a window that does
-    // not reach back to the watermark move it, such as --since 5m on a Thursday.
-    const next = missing > 0 ? before : toWatermark(window, before, square.fixedAt);
-    recordRun(db, run, { ...report, watermark: next });
-    return report;
+    const after = isComplete ? nextWatermark(window, before, context.startedAt) : before;
+    recordRun(db, context, {
+      ...window,
+      watermark: after,
+      fetched: customers.size,
+      inserted: result.inserted,
+      updated: result.updated,
+      unchanged: result.unchanged,
+      linked: result.linked,
+    });
+    return result;
   });
-
-  const { fetched, inserted, updated, unchanged, linked } = saved;
-  const text = `${fetched} read, ${inserted} new, ${updated} changed, ${unchanged} unchanged, ${linked} linked`;
-  if (missing === 0) return { text, json: saved };
-  // Square counts what it finds. Fewer than that is a failure, though every page looked well.
-  const error = new SyncError(
-    `Cannot read all customers: ${missing} fewer came than Square counted`,
-    EXIT.failed,
-    "run it again; those that came are saved, and the next run begins where this one did",
-  );
-  return { text, json: saved, error };
+  return describePull(context, "created", window, customers.size, saved, missingCount);
 });
 
 /*
-Against the offline Square (npm run square):
+Against the fake Square server (npm run square):
 
 $ npx tsx scripts/pull-created.ts
-pull-created (offline): 239 read, 239 new, 0 changed, 0 unchanged, 0 linked
+pull-created (offline): 239 customers fetched since the beginning: 239 inserted
+
+Times have a fixed form, so that a word is never taken for another time:
+
 $ npx tsx scripts/pull-created.ts --since yesterday
-pull-created: Cannot use --since "yesterday": it is not a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time
-Try: npx tsx scripts/pull-created.ts --help
+pull-created: Cannot use --since "yesterday": expected a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time
+Try: npm run pull-created -- --help
 */

@@ -1,8 +1,15 @@
 #!/usr/bin/env tsx
 /**
- * Creates in Square the customers of the database file that it lacks: the rows without an id.
+ * Push the rows that are not in Square yet: create a customer in Square for each row without an id.
  *
- * Reads the table customers. Writes Square (BulkCreateCustomers), customers and sync_runs.
+ * Steps:
+ *   1. Select the rows and check them. Rows that Square would reject, and possible duplicates, are not sent.
+ *   2. Store an idempotency key in each row before anything is sent.
+ *   3. Look up rows in doubt: they were sent by an earlier run, and its outcome is unknown.
+ *   4. Create the others with BulkCreateCustomers, up to 100 in one call, and save their new ids after each call.
+ *
+ * Writes Square: https://developer.squareup.com/reference/square/customers-api/bulk-create-customers
+ * Reads and writes the tables customers and sync_runs. Safe to run again: a row is never created twice.
  *
  *     npx tsx scripts/push-new.ts --dry-run
  *     deno run --no-prompt --ignore-env \
@@ -10,32 +17,49 @@
  *       --allow-net=connect.squareup.com,connect.squareupsandbox.com --allow-read=. \
  *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/push-new.ts
  *
- * Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows refused or held, 4 token refused, 75 later,
- * 130/143 stopped. Safe to run again: what was sent before is looked up, or sent with the same key.
+ * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write.
+ * Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows wait for you, 4 token rejected, 75 try again later,
+ * 130/143 stopped.
  */
-import type { Database as SqlDatabase } from "sql.js";
-import { countOption, flag, runScript, timeOption } from "../lib/command.ts";
-import { readValue, readWatermark, recordRun } from "../lib/database.ts";
-import { EXIT, SyncError } from "../lib/errors.ts";
-import { type PushRow, prepareRows, pushRows, settleRows, toReport } from "../lib/push.ts";
-import { toWatermark, toWindow } from "../lib/window.ts";
+import type { SquareClient } from "square";
+import { createSquareClient, READ_CUSTOMERS, WRITE_CUSTOMERS } from "../lib/client.ts";
+import {
+  listRowsWithOwnId,
+  readWatermark,
+  recordRun,
+  requireCompletePull,
+  requirePulledCustomers,
+  warnOfOldPull,
+} from "../lib/customers.ts";
+import { openDatabase } from "../lib/database.ts";
+import { isUncheckedToken } from "../lib/internal/account.ts";
+import { countOption, flag, runScript, timeOption } from "../lib/internal/cli.ts";
+import { countOutcomes, describeDryRun, describePush } from "../lib/internal/push-report.ts";
+import { prepareRows, storeKeys } from "../lib/prepare.ts";
+import { createCustomers, divideIntoBatches, linkRowsInDoubt } from "../lib/push.ts";
+import { nextWatermark, resolveWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
-const LARGEST_BATCH = 100; // the most rows that Square takes in one call
+const MAX_BATCH_SIZE = 100; // rows in one call, the most that Square accepts
 
 const manual = {
   name: SCRIPT,
-  purpose: "creates in Square the rows of the file that it lacks",
+  purpose: "creates the rows without an id as customers in Square",
   options: {
-    "dry-run": flag("Show what would be sent"),
+    "dry-run": flag("Show what would be sent, send nothing"),
     source: { type: "string", requiresArg: true, describe: "Only rows with this source" },
-    "created-since": { ...timeOption("--created-since", "Only rows made since"), default: "all" },
-    limit: countOption("--limit", 1_000_000_000, "At most so many rows"),
-    "batch-size": {
-      ...countOption("--batch-size", LARGEST_BATCH, "Rows a call; 1 = CreateCustomer"),
-      default: LARGEST_BATCH,
+    "created-since": {
+      ...timeOption("--created-since", "Only rows created since this time"),
+      default: "all",
     },
-    "allow-duplicates": flag("Send known email, phone too"),
+    limit: countOption("--limit", 1_000_000_000, "At most this many rows"),
+    "batch-size": {
+      ...countOption("--batch-size", MAX_BATCH_SIZE, "Rows in one call; 1 = CreateCustomer"),
+      default: MAX_BATCH_SIZE,
+    },
+    "allow-duplicates": flag("Send possible duplicates too"),
+    "allow-subscribe": flag("Send rows with email_unsubscribed too"),
+    "skip-pull-check": flag("Push without a complete pull-created"),
   },
   examples: [
     [`${SCRIPT} --dry-run`, "see what would be sent"],
@@ -43,88 +67,96 @@ const manual = {
     [`${SCRIPT} --source web-shop --limit 10`, "try it with a few rows"],
   ],
   exitCodes:
-    "0 done, 1 failed, 2 wrong usage, 3 rows refused or held, 4 token refused, 75 try again later, 130/143 stopped",
+    "0 done, 1 failed, 2 wrong usage, 3 rows wait for you, 4 token rejected, 75 try again later, 130/143 stopped",
   needsSquare: true,
 } as const;
 
-await runScript(manual, async (run) => {
-  const { options, environment, startedAt } = run;
+await runScript(manual, async (context) => {
+  const { options } = context;
   const { source, limit, "dry-run": isDryRun = false, "batch-size": batchSize } = options;
-  const { "created-since": madeSince, "allow-duplicates": allowDuplicates = false } = options;
-  const database = await run.openDatabase();
+  const database = await openDatabase(context);
 
-  // An id that you put in yourself hides the row: it looks as if Square had it.
-  const hidden = `SELECT group_concat(local_id, ', ') FROM (SELECT local_id FROM customers
-    WHERE id IS NOT NULL AND synced_at IS NULL LIMIT 10)`;
-  const unseen = database.read((db) => readValue(db, hidden));
-  if (unseen) run.warn(`not sent, since no pull has brought their id: row ${unseen}`);
+  // Without a complete pull the file does not know which customers Square has, and the push would create them a
+  // second time.
+  if (!options["skip-pull-check"])
+    database.query((db) => {
+      requireCompletePull(db, context, "pull-created");
+      requirePulledCustomers(db, context, "pull-created");
+      warnOfOldPull(db, context, "pull-created");
+    });
 
-  // Which rows: those without an id. The options narrow that; none widens it.
-  const watermark = database.read((db) => readWatermark(db, SCRIPT));
-  const { since } = toWindow(madeSince, undefined, watermark, startedAt);
+  // Select the rows without an id. The options narrow the selection. Checking them writes nothing.
+  const watermark = database.query((db) => readWatermark(db, SCRIPT));
+  const { since } = resolveWindow(
+    { since: options["created-since"] },
+    watermark,
+    context.startedAt,
+  );
+  const selection = {
+    source,
+    createdSince: since,
+    limit,
+    allowDuplicates: options["allow-duplicates"] ?? false,
+    allowSubscribe: options["allow-subscribe"] ?? false,
+  };
+  const preview = database.simulate((db) => prepareRows(db, selection));
+  const rowsWithOwnId = database.query(listRowsWithOwnId);
+  if (isDryRun) return describeDryRun(context, preview, rowsWithOwnId, database.account);
 
-  // Every row gets its key, and all keys are on disk, before the first request. A key made at the call
-  // is lost with the call, and whoever was created by it is created again by the next. A row that Square
-  // would refuse gets the reason instead, and stops no other.
-  const selection = { source, createdSince: since, limit, allowDuplicates };
-  const prepare = (db: SqlDatabase) => prepareRows(db, selection, environment);
-  // A rehearsal does the same to the copy in memory, which is never written.
-  const rows = isDryRun ? database.read(prepare) : await database.change(prepare);
+  // The client is created only when there is something to send, because it takes a second and a request.
+  let square: SquareClient | undefined;
+  const scopes = [READ_CUSTOMERS, WRITE_CUSTOMERS];
+  const connect = async () => (square ??= await createSquareClient(context, database, { scopes }));
+  const hasWork = preview.some(({ outcome, inDoubt }) => outcome === "ready" || inDoubt);
+  // Creating it also checks the token. A token that is new to this file may belong to another seller, so it is
+  // checked on a run without work too.
+  if (hasWork || isUncheckedToken(database.account, context.square.token)) await connect();
 
-  // The ids in each reply are saved before the next request is made: killed at any moment, we are in
-  // doubt about one call at most. Rows that had their key before this run were sent before, and nobody
-  // knows what came of them: pushRows looks them up first.
-  const square = run.connectSquare(1);
-  let answered = 0;
-  for await (const answers of pushRows(database, square, isDryRun ? [] : rows, batchSize)) {
-    await database.change((db) => settleRows(db, answers));
-    answered += answers.length;
-    run.progress(answered, rows.length);
+  // Every row gets its idempotency key, and the keys are in the file before the first request. A key that is made
+  // at the moment of the call is lost together with the reply, and the next run would create the customer again.
+  const rows = await database.update((db) => {
+    const prepared = prepareRows(db, selection);
+    storeKeys(db, prepared);
+    return prepared;
+  });
+
+  const due = rows.filter(({ outcome, inDoubt }) => outcome === "ready" || inDoubt);
+  let done = 0;
+  for (const batch of divideIntoBatches(due, batchSize)) {
+    await linkRowsInDoubt(await connect(), database, batch);
+    // BulkCreateCustomers takes the customers under their idempotency keys. If a reply is lost and the same key
+    // arrives again, Square returns the customer that it created the first time. The ids of each reply are saved
+    // before the next call, so a run that is killed leaves at most one call in doubt.
+    await createCustomers(await connect(), database, context, batch, { ...selection, batchSize });
+    done += batch.length;
+    context.showProgress(done, due.length);
   }
 
-  const count = (word: PushRow["outcome"]) => rows.filter((row) => row.outcome === word).length;
-  const counts = { created: count("created"), linked: count("linked"), refused: count("refused") };
-  const [held, later, ready] = [count("held"), count("later"), count("ready")];
-  for (const { localId, outcome, reason } of rows)
-    if (reason) run.warn(`row ${localId} is ${outcome}: ${reason}`);
-
-  // What was left out or is not done yet must come again: --created-since last may not pass over it.
-  const isAll = source === undefined && limit === undefined;
-  const isDone = isAll && counts.refused + held + later === 0;
-  const record = (db: SqlDatabase) => {
+  // Rows that were left out or have to wait must be selected again, so --created-since last may not skip them.
+  const counts = countOutcomes(rows);
+  const isComplete =
+    source === undefined &&
+    limit === undefined &&
+    counts.refused + counts.held + counts.later === 0;
+  await database.update((db) => {
     const before = readWatermark(db, SCRIPT);
-    const next = isDone ? toWatermark({ since, until: null }, before, square.fixedAt) : before;
-    recordRun(db, run, { since, watermark: next, ...counts, ...square.sent });
-  };
-  if (!isDryRun) await database.change(record);
-
-  // Exit code 3 tells cron that rows wait for a person, though the run did all that it could.
-  const details = rows
-    .filter(({ outcome }) => outcome === "ready")
-    .map(({ localId, customer }) => `row ${localId}: ${JSON.stringify(customer)}`);
-  const done = `${counts.created} created, ${counts.linked} linked`;
-  const error = new SyncError(
-    `Cannot create ${later} of ${rows.length} rows yet: Square or another program was in the way`,
-    EXIT.later,
-    "run it again later; they keep their keys, and the other rows are done",
-  );
-  const said = { held, ...square.sent, dryRun: isDryRun, rows: rows.map(toReport) };
-  return {
-    details,
-    text: `${isDryRun ? `dry run, ${ready} would be sent` : done}, ${counts.refused} refused, ${held} held, of ${rows.length} selected`,
-    json: { selected: rows.length, ...counts, ...said },
-    exitCode: counts.refused + held > 0 ? EXIT.someRefused : EXIT.done,
-    error: later > 0 ? error : undefined,
-  };
+    const after = isComplete
+      ? nextWatermark({ since, until: null }, before, context.startedAt)
+      : before;
+    const { created, linked, refused, held } = counts;
+    recordRun(db, context, { since, watermark: after, created, linked, refused, held });
+  });
+  return describePush(context, rows, rowsWithOwnId);
 });
 
 /*
-Against the offline Square (npm run square), with the rows of fixtures/local-rows.json:
+Against the fake Square server (npm run square), with the rows of fixtures/data/local-rows.json:
 
 $ npx tsx scripts/push-new.ts
-push-new: row 243 is held: customer ADA1815LOVELACE01234567801 has the same email or phone
-push-new: row 244 is refused: phone_number is not one that Square takes, such as +12065550100
-push-new (offline): 6 created, 0 linked, 1 refused, 1 held, of 8 selected
-$ npx tsx scripts/push-new.ts --source nobody
-push-new (offline): 0 created, 0 linked, 0 refused, 0 held, of 0 selected
+push-new: row 243 is on hold: same email_address as row 12, customer ADA1815LOVELACE01234567801
+push-new: row 244 is refused: phone_number is invalid: expected 9 to 16 digits, for example +12065550100
+push-new (offline): 8 rows selected: 6 created, 1 refused, 1 held
+Try: correct the refused rows and run it again; change or delete the rows on hold, or send them with --allow-duplicates
+$ npx tsx scripts/push-new.ts --source nowhere
+push-new (offline): no rows to push
 */

@@ -1,0 +1,453 @@
+/** The tables customers and sync_runs: what a run reads from them and saves in them. */
+import type { Database, SqlValue } from "sql.js";
+import type { RunContext } from "./internal/context.ts";
+import { messageOf, SyncError } from "./internal/errors.ts";
+import { normalizeCell } from "./internal/normalize.ts";
+import { readNumber, readRows } from "./internal/sql.ts";
+import { formatTime } from "./internal/time.ts";
+import {
+  COLUMNS,
+  type CustomerRow,
+  columnOf,
+  hasPublicField,
+  isSameValue,
+  type LocalRow,
+  TABLE,
+} from "./mapping.ts";
+
+const REFERENCE_ID = columnOf("referenceId");
+const CREATED_AT = columnOf("createdAt");
+const EMAIL_UNSUBSCRIBED = columnOf("preferences.emailUnsubscribed");
+
+// ---- Runs ----
+
+/** What a script may record about its run, next to what {@linkcode recordRun} knows by itself. */
+export interface RunRecord {
+  since?: string | null;
+  until?: string | null;
+  watermark?: string | null;
+  fetched?: number;
+  inserted?: number;
+  updated?: number;
+  unchanged?: number;
+  linked?: number;
+  deleted?: number;
+  merged?: number;
+  created?: number;
+  refused?: number;
+  held?: number;
+}
+
+/** Adds a run that ends now to sync_runs, in the same save as its customers. */
+export function recordRun(
+  db: Database,
+  context: Pick<RunContext, "script" | "square" | "startedAt" | "traffic">,
+  record: RunRecord,
+): void {
+  const run: Record<string, SqlValue> = {
+    script: context.script,
+    environment: context.square.environment,
+    started_at: formatTime(context.startedAt),
+    finished_at: formatTime(Date.now()),
+    requests: context.traffic.requests,
+    retries: context.traffic.retries,
+    ...record,
+  };
+  const columns = Object.keys(run);
+  db.run(
+    `INSERT INTO sync_runs (${columns.join(", ")}) VALUES (${columns.map(() => "?").join(", ")})`,
+    Object.values(run),
+  );
+}
+
+/**
+ * Reads the watermark of a script: the time up to which it has read everything.
+ * @returns RFC 3339, or null if the script has not read everything yet
+ */
+export function readWatermark(db: Database, script: string): string | null {
+  return readTime(
+    db,
+    `SELECT watermark AS time FROM sync_runs
+     WHERE script = ? AND watermark IS NOT NULL ORDER BY id DESC LIMIT 1`,
+    script,
+  );
+}
+
+/** Reads the watermark of the first complete run of a script. */
+export function readFirstWatermark(db: Database, script: string): string | null {
+  return readTime(db, "SELECT min(watermark) AS time FROM sync_runs WHERE script = ?", script);
+}
+
+function readTime(db: Database, sql: string, script: string): string | null {
+  const time = readRows(db, sql, [script])[0]?.time;
+  // A watermark that is not a time, for example after an edit by hand, proves nothing.
+  return typeof time === "string" && !Number.isNaN(Date.parse(time)) ? time : null;
+}
+
+// ---- Customers from Square ----
+
+/** What happened to one row. --verbose lists it. */
+export interface RowChange {
+  localId: string;
+  id: string;
+  outcome: "inserted" | "updated" | "linked" | "deleted" | "merged" | "created";
+  /** The columns that changed, of an updated or linked row. */
+  columns: string[];
+  /** Of a merged row: the id of the customer that replaced it. */
+  mergedInto?: string | null;
+}
+
+export interface SaveResult {
+  inserted: number;
+  updated: number;
+  unchanged: number;
+  linked: number;
+  changes: RowChange[];
+  /** Customers that a rule of the file rejects, with SQLite's reason. The others are saved. */
+  rejected: { id: string; reason: string }[];
+}
+
+// The columns that a save sets. What Square does not own, such as `source` and your own columns, is not touched.
+const SAVED_COLUMNS = [...COLUMNS, "synced_at"];
+const SET = [
+  ...SAVED_COLUMNS.map((column) => `${column} = ?`),
+  "deleted_at = NULL",
+  "merged_into = NULL",
+  "push_error = ?",
+];
+const INSERT = `INSERT INTO ${TABLE} (${SAVED_COLUMNS.join(", ")})
+  VALUES (${SAVED_COLUMNS.map(() => "?").join(", ")})`;
+// RETURNING would make an insert a fifth slower.
+const INSERTED_ID = "SELECT CAST(last_insert_rowid() AS TEXT)";
+const UPDATE = `UPDATE ${TABLE} SET ${SET.join(", ")} WHERE id = ?`;
+const LINK = `UPDATE ${TABLE} SET ${SET.join(", ")} WHERE local_id = ? AND id IS NULL`;
+const FIND = `SELECT CAST(local_id AS TEXT) AS local_id, synced_at, deleted_at, push_error, ${COLUMNS.join(", ")}
+  FROM ${TABLE} WHERE id = ?`;
+const FIND_UNPUSHED = `SELECT id, ${EMAIL_UNSUBSCRIBED} FROM ${TABLE} WHERE local_id = ?`;
+
+/** The `push_error` of a row whose opt-out Square does not have. */
+export const OPT_OUT_NOTE = `${EMAIL_UNSUBSCRIBED} is 1 only in this file: Square has the customer as subscribed`;
+
+/**
+ * Saves customers of Square in the file. Rows are matched by Square's id. A customer whose `reference_id` or
+ * idempotency key belongs to exactly one unpushed row was created from that row, so it is linked to it.
+ * A row that is the same already is not written, so a second run changes nothing.
+ * @param customers as {@linkcode buildRow} makes them, each id once
+ * @param now the time to save in `synced_at`
+ */
+export function saveCustomers(
+  db: Database,
+  customers: readonly CustomerRow[],
+  now: string = formatTime(Date.now()),
+): SaveResult {
+  const result: SaveResult = {
+    inserted: 0,
+    updated: 0,
+    unchanged: 0,
+    linked: 0,
+    changes: [],
+    rejected: [],
+  };
+  // Only needed for customers that the file does not have yet.
+  let unpushed: Map<string, string> | undefined;
+  // A first load finds none of its customers in the file, so it does not have to look for each.
+  const hasCustomers =
+    readRows(db, `SELECT 1 FROM ${TABLE} WHERE id IS NOT NULL LIMIT 1`).length > 0;
+  const find = db.prepare(FIND);
+  const insert = db.prepare(INSERT);
+  const insertedId = db.prepare(INSERTED_ID);
+  const update = db.prepare(UPDATE);
+  const link = db.prepare(LINK);
+  for (const customer of customers) {
+    const { id } = customer;
+    try {
+      const stored =
+        hasCustomers && find.bind([id]) && find.step() ? find.getAsObject() : undefined;
+      if (stored !== undefined) find.reset();
+      if (stored === undefined) unpushed ??= readLinkableReferences(db, customers);
+      const unpushedId = unpushed?.get(cleanReference(customer[REFERENCE_ID]));
+      const [waiting] =
+        stored === undefined && unpushedId !== undefined
+          ? readRows(db, FIND_UNPUSHED, [unpushedId])
+          : [];
+      const note = keepOptOut(customer, stored ?? waiting);
+      const values = [...COLUMNS.map((column) => customer[column] ?? null), now];
+      if (stored !== undefined) {
+        const columns = listChanges(stored, customer);
+        if (columns.length === 0) {
+          result.unchanged++;
+          continue;
+        }
+        runOnOneRow(db, update, [...values, note, id]);
+        result.updated++;
+        result.changes.push({ localId: `${stored.local_id}`, id, outcome: "updated", columns });
+      } else if (unpushedId !== undefined) {
+        runOnOneRow(db, link, [...values, note, unpushedId]);
+        result.linked++;
+        result.changes.push({ localId: unpushedId, id, outcome: "linked", columns: [] });
+      } else {
+        runOnOneRow(db, insert, values);
+        result.inserted++;
+        const localId = String(insertedId.get([])[0]);
+        result.changes.push({ localId, id, outcome: "inserted", columns: [] });
+      }
+    } catch (error) {
+      requireTransaction(db, id, error);
+      result.rejected.push({ id, reason: messageOf(error) });
+    }
+  }
+  for (const statement of [find, insert, insertedId, update, link]) statement.free();
+  return result;
+}
+
+// A reference_id that several of the customers share identifies none of them, so it links no row.
+function readLinkableReferences(
+  db: Database,
+  customers: readonly CustomerRow[],
+): Map<string, string> {
+  const unpushed = readUnpushedReferences(db);
+  const seen = new Set<string>();
+  for (const customer of customers) {
+    const reference = cleanReference(customer[REFERENCE_ID]);
+    if (seen.has(reference)) unpushed.delete(reference);
+    seen.add(reference);
+  }
+  return unpushed;
+}
+
+/**
+ * Lists the columns in which a stored row differs from the customer, or returns an empty list when the row
+ * must stay as it is: the search can return an older version than the one that a push has just saved.
+ */
+function listChanges(stored: LocalRow, customer: CustomerRow): string[] {
+  const isBack = stored.deleted_at !== null;
+  // A version that is not a number, for example an empty text, counts as unknown.
+  const storedVersion = typeof stored.version === "number" ? stored.version : -1;
+  if (!isBack && (customer.version ?? -1) < storedVersion) return [];
+  const columns = COLUMNS.filter(
+    (column) => !isSameValue(column, stored[column] ?? null, customer[column] ?? null),
+  );
+  if (isBack) columns.push("deleted_at");
+  // A row that was never marked as read, for example because another program cleared the cell.
+  if (!isTime(stored.synced_at)) columns.push("synced_at");
+  return columns;
+}
+
+// Square does not accept email_unsubscribed for a new customer, so `push-new --allow-subscribe` creates one as
+// subscribed while the file says unsubscribed. A note in the row keeps the 1, until Square has it too: any other
+// change in Square would replace it with a 0, and the opt-out would be lost.
+function keepOptOut(customer: CustomerRow, row: LocalRow | undefined): string | null {
+  const isOnlyHere =
+    row?.[EMAIL_UNSUBSCRIBED] === 1 && (row.id === null || row.push_error === OPT_OUT_NOTE);
+  if (!isOnlyHere || customer[EMAIL_UNSUBSCRIBED] === 1) return null;
+  customer[EMAIL_UNSUBSCRIBED] = 1;
+  return OPT_OUT_NOTE;
+}
+
+function isTime(value: SqlValue | undefined): boolean {
+  return typeof value === "string" && !Number.isNaN(Date.parse(value));
+}
+
+const IGNORED = "a trigger ignored the row";
+
+/** Runs a statement that must write one row. A trigger can make SQLite skip the row without an error. */
+function runOnOneRow(
+  db: Database,
+  statement: { run(values: SqlValue[]): void },
+  values: SqlValue[],
+): void {
+  statement.run(values);
+  if (db.getRowsModified() === 0) throw new Error(IGNORED);
+}
+
+/**
+ * After an error, SQLite usually undoes only the statement that failed. A rule of the file can also end the
+ * whole transaction (ON CONFLICT ROLLBACK, RAISE(ROLLBACK)). Then nothing of this step can be saved.
+ */
+export function requireTransaction(db: Database, id: string, error: unknown): void {
+  try {
+    db.run("BEGIN"); // fails inside a transaction
+  } catch {
+    return;
+  }
+  db.run("ROLLBACK");
+  throw new SyncError(
+    "failed",
+    `Cannot save customer ${id}: ${messageOf(error)}; that rule undid all other customers too`,
+    "change the rule from ROLLBACK to ABORT, then run it again",
+    error,
+  );
+}
+
+/**
+ * Finds the unpushed row that a reference belongs to: its `reference_id`, or the idempotency key that it was
+ * sent with. A reference that several rows share, in Square or not, identifies none of them and is left out.
+ * @returns local_id by reference, cleaned as it is sent
+ */
+export function readUnpushedReferences(db: Database): Map<string, string> {
+  const references = new Map<string, string>();
+  const shared = new Set<string>();
+  const rows = readRows(
+    db,
+    `SELECT CAST(local_id AS TEXT) AS local_id, ${REFERENCE_ID} AS reference, idempotency_key
+     FROM ${TABLE} WHERE id IS NULL AND deleted_at IS NULL`,
+  );
+  for (const row of rows) {
+    const own = new Set([cleanReference(row.reference), cleanReference(row.idempotency_key)]);
+    for (const reference of own) {
+      if (reference === "") continue;
+      if (references.has(reference)) shared.add(reference);
+      references.set(reference, `${row.local_id}`);
+    }
+  }
+  // One row at a time, because the whole directory can be large.
+  const pushed = db.prepare(
+    `SELECT ${REFERENCE_ID} FROM ${TABLE} WHERE id IS NOT NULL AND deleted_at IS NULL AND ${REFERENCE_ID} IS NOT NULL`,
+  );
+  while (references.size > 0 && pushed.step()) shared.add(cleanReference(pushed.get()[0]));
+  pushed.free();
+  for (const reference of shared) references.delete(reference);
+  return references;
+}
+
+/** A reference_id as it is sent. Text that cannot be sent identifies nothing, so it becomes empty. */
+export function cleanReference(value: SqlValue | undefined): string {
+  return normalizeCell(value, "reference").text ?? "";
+}
+
+// ---- Customers that are gone from Square ----
+
+/** A customer of the file that Square had when it was last read. */
+export interface LiveCustomer {
+  id: string;
+  createdAt: string;
+  /** False for a profile without name, company, email and phone: search and count leave it out. */
+  isSearchable: boolean;
+}
+
+/**
+ * Reads the customers that were saved from Square and are not marked as deleted. A row with an id of your own
+ * was never in Square, so it is left out.
+ */
+export function readLiveCustomers(db: Database): LiveCustomer[] {
+  const statement = db.prepare(
+    `SELECT ${COLUMNS.join(", ")} FROM ${TABLE}
+     WHERE id IS NOT NULL AND deleted_at IS NULL AND julianday(synced_at) IS NOT NULL`,
+  );
+  const customers: LiveCustomer[] = [];
+  while (statement.step()) {
+    const row = statement.getAsObject();
+    customers.push({
+      id: String(row.id),
+      createdAt: String(row[CREATED_AT]),
+      isSearchable: hasPublicField(row),
+    });
+  }
+  statement.free();
+  return customers;
+}
+
+/** A customer that Square no longer has under its id. */
+export interface GoneCustomer {
+  id: string;
+  /** The id of the customer that it was merged into; null = it was deleted. */
+  mergedInto: string | null;
+}
+
+/**
+ * Marks customers as deleted or merged. The rows stay, with all their values.
+ * @returns the rows that were marked; a row that was marked before is left out
+ */
+export function markGone(
+  db: Database,
+  gone: readonly GoneCustomer[],
+  now: string = formatTime(Date.now()),
+): RowChange[] {
+  const changes: RowChange[] = [];
+  for (const { id, mergedInto } of gone) {
+    const [row] = readRows(
+      db,
+      `UPDATE ${TABLE} SET deleted_at = ?, merged_into = ? WHERE id = ? AND deleted_at IS NULL
+       RETURNING CAST(local_id AS TEXT) AS local_id`,
+      [now, mergedInto, id],
+    );
+    if (row === undefined) continue;
+    const outcome = mergedInto === null ? "deleted" : "merged";
+    changes.push({ localId: String(row.local_id), id, outcome, columns: [], mergedInto });
+    // A customer that was merged into this one now continues as the newest one.
+    if (mergedInto !== null)
+      db.run(`UPDATE ${TABLE} SET merged_into = ? WHERE merged_into = ?`, [mergedInto, id]);
+  }
+  return changes;
+}
+
+// ---- Checks before a script relies on the file ----
+
+/**
+ * Requires that the customers which a pull saved are still in the file. After `DELETE FROM customers`, for example,
+ * the log of the runs still has a complete pull, and a push would create every customer a second time.
+ * @throws SyncError (usage)
+ */
+export function requirePulledCustomers(db: Database, context: RunContext, pull: string): void {
+  const saved = readNumber(db, "SELECT sum(inserted) FROM sync_runs WHERE script = ?", [pull]);
+  const kept = readNumber(db, `SELECT count(*) FROM ${TABLE} WHERE id IS NOT NULL`);
+  if (saved > 0 && kept === 0)
+    throw new SyncError(
+      "usage",
+      `Cannot run ${context.script}: the customers that ${pull} saved are no longer in "${context.databasePath}"`,
+      context.commandFor(pull, "--since all") ?? `run ${pull} --since all first`,
+    );
+}
+
+const STALE_PULL_MS = 86_400_000;
+
+/**
+ * Requires that a pull has read all customers of Square. Otherwise the file does not know which customers exist,
+ * and a push would create them a second time.
+ * @param pull the name of the script that reads them
+ * @throws SyncError (usage)
+ */
+export function requireCompletePull(db: Database, context: RunContext, pull: string): void {
+  // A pull with --until has not read the customers after that time.
+  const [complete] = readRows(
+    db,
+    `SELECT 1 FROM sync_runs WHERE script = ? AND julianday(watermark) IS NOT NULL
+       AND (until IS NULL OR until > watermark)`,
+    [pull],
+  );
+  if (complete === undefined)
+    throw new SyncError(
+      "usage",
+      `Cannot run ${context.script}: ${pull} has not read all customers of Square into "${context.databasePath}" yet`,
+      context.commandFor(pull) ?? `run ${pull} first`,
+    );
+}
+
+/** Warns when the last complete pull is older than a day. A push does not see customers created since then. */
+export function warnOfOldPull(db: Database, context: RunContext, pull: string): void {
+  const watermark = readWatermark(db, pull);
+  const ageMs = context.startedAt - Date.parse(watermark ?? "");
+  if (ageMs > STALE_PULL_MS)
+    context.warn(
+      `the last complete ${pull} began ${formatAge(ageMs)} ago: customers created in Square since then can be created again`,
+    );
+}
+
+function formatAge(ms: number): string {
+  const hours = Math.floor(ms / 3_600_000);
+  return hours < 48 ? `${hours} hours` : `${Math.floor(hours / 24)} days`;
+}
+
+/**
+ * Lists the rows with an id that did not come from Square. They look like pushed rows, but never were. A row with
+ * an idempotency key and an error got its id from a push, and a rule of the file rejected its other values.
+ */
+export function listRowsWithOwnId(db: Database): string[] {
+  const rows = readRows(
+    db,
+    `SELECT CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
+     WHERE id IS NOT NULL AND julianday(synced_at) IS NULL AND deleted_at IS NULL
+       AND (idempotency_key IS NULL OR push_error IS NULL) ORDER BY ${TABLE}.local_id`,
+  );
+  return rows.map((row) => String(row.local_id));
+}
