@@ -1,9 +1,8 @@
-/** The tables customers and sync_runs: what a run reads from them and saves in them. */
-import type { Database, SqlValue } from "sql.js";
-import type { RunContext } from "./internal/context.ts";
+/** The table customers: saves what Square returned, and marks what is gone. */
+import type { Database, SqlValue, Statement } from "sql.js";
 import { messageOf, SyncError } from "./internal/errors.ts";
 import { normalizeCell } from "./internal/normalize.ts";
-import { readNumber, readRows } from "./internal/sql.ts";
+import { isInTransaction, readRows } from "./internal/sql.ts";
 import { formatTime } from "./internal/time.ts";
 import {
   COLUMNS,
@@ -19,71 +18,6 @@ const REFERENCE_ID = columnOf("referenceId");
 const CREATED_AT = columnOf("createdAt");
 const EMAIL_UNSUBSCRIBED = columnOf("preferences.emailUnsubscribed");
 
-// ---- Runs ----
-
-/** What a script may record about its run, next to what {@linkcode recordRun} knows by itself. */
-export interface RunRecord {
-  since?: string | null;
-  until?: string | null;
-  watermark?: string | null;
-  fetched?: number;
-  inserted?: number;
-  updated?: number;
-  unchanged?: number;
-  linked?: number;
-  deleted?: number;
-  merged?: number;
-  created?: number;
-  refused?: number;
-  held?: number;
-}
-
-/** Adds a run that ends now to sync_runs, in the same save as its customers. */
-export function recordRun(
-  db: Database,
-  context: Pick<RunContext, "script" | "square" | "startedAt" | "traffic">,
-  record: RunRecord,
-): void {
-  const run: Record<string, SqlValue> = {
-    script: context.script,
-    environment: context.square.environment,
-    started_at: formatTime(context.startedAt),
-    finished_at: formatTime(Date.now()),
-    requests: context.traffic.requests,
-    retries: context.traffic.retries,
-    ...record,
-  };
-  const columns = Object.keys(run);
-  db.run(
-    `INSERT INTO sync_runs (${columns.join(", ")}) VALUES (${columns.map(() => "?").join(", ")})`,
-    Object.values(run),
-  );
-}
-
-/**
- * Reads the watermark of a script: the time up to which it has read everything.
- * @returns RFC 3339, or null if the script has not read everything yet
- */
-export function readWatermark(db: Database, script: string): string | null {
-  return readTime(
-    db,
-    `SELECT watermark AS time FROM sync_runs
-     WHERE script = ? AND watermark IS NOT NULL ORDER BY id DESC LIMIT 1`,
-    script,
-  );
-}
-
-/** Reads the watermark of the first complete run of a script. */
-export function readFirstWatermark(db: Database, script: string): string | null {
-  return readTime(db, "SELECT min(watermark) AS time FROM sync_runs WHERE script = ?", script);
-}
-
-function readTime(db: Database, sql: string, script: string): string | null {
-  const time = readRows(db, sql, [script])[0]?.time;
-  // A watermark that is not a time, for example after an edit by hand, proves nothing.
-  return typeof time === "string" && !Number.isNaN(Date.parse(time)) ? time : null;
-}
-
 // ---- Customers from Square ----
 
 /** What happened to one row. --verbose lists it. */
@@ -96,6 +30,8 @@ export interface RowChange {
   /** Of a merged row: the id of the customer that replaced it. */
   mergedInto?: string | null;
 }
+
+type SavedChange = RowChange & { outcome: "inserted" | "updated" | "linked" };
 
 export interface SaveResult {
   inserted: number;
@@ -117,13 +53,11 @@ const SET = [
 ];
 const INSERT = `INSERT INTO ${TABLE} (${SAVED_COLUMNS.join(", ")})
   VALUES (${SAVED_COLUMNS.map(() => "?").join(", ")})`;
-// RETURNING would make an insert a fifth slower.
-const INSERTED_ID = "SELECT CAST(last_insert_rowid() AS TEXT)";
-const UPDATE = `UPDATE ${TABLE} SET ${SET.join(", ")} WHERE id = ?`;
-const LINK = `UPDATE ${TABLE} SET ${SET.join(", ")} WHERE local_id = ? AND id IS NULL`;
+const UPDATE = `UPDATE ${TABLE} SET ${SET.join(", ")} WHERE local_id = ?`;
 const FIND = `SELECT CAST(local_id AS TEXT) AS local_id, synced_at, deleted_at, push_error, ${COLUMNS.join(", ")}
-  FROM ${TABLE} WHERE id = ?`;
-const FIND_UNPUSHED = `SELECT id, ${EMAIL_UNSUBSCRIBED} FROM ${TABLE} WHERE local_id = ?`;
+  FROM ${TABLE}`;
+const FIND_BY_ID = `${FIND} WHERE id = ?`;
+const FIND_BY_LOCAL_ID = `${FIND} WHERE local_id = ? AND id IS NULL`;
 
 /** The `push_error` of a row whose opt-out Square does not have. */
 export const OPT_OUT_NOTE = `${EMAIL_UNSUBSCRIBED} is 1 only in this file: Square has the customer as subscribed`;
@@ -148,56 +82,99 @@ export function saveCustomers(
     changes: [],
     rejected: [],
   };
-  // Only needed for customers that the file does not have yet.
+  const statements = prepareStatements(db);
+  // Reading the unpushed rows takes time, and they only matter for customers that the file does not have yet.
   let unpushed: Map<string, string> | undefined;
-  // A first load finds none of its customers in the file, so it does not have to look for each.
-  const hasCustomers =
-    readRows(db, `SELECT 1 FROM ${TABLE} WHERE id IS NOT NULL LIMIT 1`).length > 0;
-  const find = db.prepare(FIND);
-  const insert = db.prepare(INSERT);
-  const insertedId = db.prepare(INSERTED_ID);
-  const update = db.prepare(UPDATE);
-  const link = db.prepare(LINK);
   for (const customer of customers) {
-    const { id } = customer;
     try {
-      const stored =
-        hasCustomers && find.bind([id]) && find.step() ? find.getAsObject() : undefined;
-      if (stored !== undefined) find.reset();
+      const stored = statements.findCustomer(customer.id);
       if (stored === undefined) unpushed ??= readLinkableReferences(db, customers);
       const unpushedId = unpushed?.get(cleanReference(customer[REFERENCE_ID]));
-      const [waiting] =
-        stored === undefined && unpushedId !== undefined
-          ? readRows(db, FIND_UNPUSHED, [unpushedId])
-          : [];
-      const note = keepOptOut(customer, stored ?? waiting);
-      const values = [...COLUMNS.map((column) => customer[column] ?? null), now];
-      if (stored !== undefined) {
-        const columns = listChanges(stored, customer);
-        if (columns.length === 0) {
-          result.unchanged++;
-          continue;
-        }
-        runOnOneRow(db, update, [...values, note, id]);
-        result.updated++;
-        result.changes.push({ localId: `${stored.local_id}`, id, outcome: "updated", columns });
-      } else if (unpushedId !== undefined) {
-        runOnOneRow(db, link, [...values, note, unpushedId]);
-        result.linked++;
-        result.changes.push({ localId: unpushedId, id, outcome: "linked", columns: [] });
+      const row = stored ?? ((unpushedId && statements.findUnpushed(unpushedId)) || undefined);
+      const change = saveCustomer(statements, customer, row, now);
+      if (change === undefined) {
+        result.unchanged++;
       } else {
-        runOnOneRow(db, insert, values);
-        result.inserted++;
-        const localId = String(insertedId.get([])[0]);
-        result.changes.push({ localId, id, outcome: "inserted", columns: [] });
+        result[change.outcome]++;
+        result.changes.push(change);
       }
     } catch (error) {
-      requireTransaction(db, id, error);
-      result.rejected.push({ id, reason: messageOf(error) });
+      requireTransaction(db, customer.id, error);
+      result.rejected.push({ id: customer.id, reason: messageOf(error) });
     }
   }
-  for (const statement of [find, insert, insertedId, update, link]) statement.free();
+  statements.free();
   return result;
+}
+
+/**
+ * Saves one customer.
+ * @param row its row: the one with its id, or the unpushed row that it was created from; undefined = insert it
+ * @returns undefined when the row is the same already
+ */
+function saveCustomer(
+  statements: Statements,
+  customer: CustomerRow,
+  row: LocalRow | undefined,
+  now: string,
+): SavedChange | undefined {
+  const { id } = customer;
+  const note = keepOptOut(customer, row);
+  const values = [...COLUMNS.map((column) => customer[column] ?? null), now];
+  if (row === undefined) {
+    const localId = statements.insert(values);
+    return { localId, id, outcome: "inserted", columns: [] };
+  }
+  const localId = String(row.local_id);
+  if (row.id === null) {
+    statements.update([...values, note, localId]);
+    return { localId, id, outcome: "linked", columns: [] };
+  }
+  const columns = listChanges(row, customer);
+  if (columns.length === 0) return undefined;
+  statements.update([...values, note, localId]);
+  return { localId, id, outcome: "updated", columns };
+}
+
+type Statements = ReturnType<typeof prepareStatements>;
+
+/** Prepares the SQL of a save once, because a pull can save many thousand customers. */
+function prepareStatements(db: Database) {
+  const find = db.prepare(FIND_BY_ID);
+  const findLocal = db.prepare(FIND_BY_LOCAL_ID);
+  const insert = db.prepare(INSERT);
+  const lastId = db.prepare("SELECT CAST(last_insert_rowid() AS TEXT)");
+  const update = db.prepare(UPDATE);
+  // A first load finds none of its customers in the file, so it does not have to look for each of them.
+  const hasCustomers =
+    readRows(db, `SELECT 1 FROM ${TABLE} WHERE id IS NOT NULL LIMIT 1`).length > 0;
+
+  function findRow(statement: Statement, value: string): LocalRow | undefined {
+    const row = statement.bind([value]) && statement.step() ? statement.getAsObject() : undefined;
+    statement.reset();
+    return row;
+  }
+  // A trigger can make SQLite skip a row without an error.
+  function requireWritten(): void {
+    if (db.getRowsModified() === 0) throw new Error("a trigger ignored the row");
+  }
+
+  return {
+    findCustomer: (id: string) => (hasCustomers ? findRow(find, id) : undefined),
+    findUnpushed: (localId: string) => findRow(findLocal, localId),
+    insert(values: SqlValue[]): string {
+      insert.run(values);
+      requireWritten();
+      return String(lastId.get([])[0]);
+    },
+    update(values: SqlValue[]): void {
+      update.run(values);
+      requireWritten();
+    },
+    free: () => {
+      for (const statement of [find, findLocal, insert, lastId, update]) statement.free();
+    },
+  };
 }
 
 // A reference_id that several of the customers share identifies none of them, so it links no row.
@@ -248,29 +225,12 @@ function isTime(value: SqlValue | undefined): boolean {
   return typeof value === "string" && !Number.isNaN(Date.parse(value));
 }
 
-const IGNORED = "a trigger ignored the row";
-
-/** Runs a statement that must write one row. A trigger can make SQLite skip the row without an error. */
-function runOnOneRow(
-  db: Database,
-  statement: { run(values: SqlValue[]): void },
-  values: SqlValue[],
-): void {
-  statement.run(values);
-  if (db.getRowsModified() === 0) throw new Error(IGNORED);
-}
-
 /**
  * After an error, SQLite usually undoes only the statement that failed. A rule of the file can also end the
  * whole transaction (ON CONFLICT ROLLBACK, RAISE(ROLLBACK)). Then nothing of this step can be saved.
  */
 export function requireTransaction(db: Database, id: string, error: unknown): void {
-  try {
-    db.run("BEGIN"); // fails inside a transaction
-  } catch {
-    return;
-  }
-  db.run("ROLLBACK");
+  if (isInTransaction(db)) return;
   throw new SyncError(
     "failed",
     `Cannot save customer ${id}: ${messageOf(error)}; that rule undid all other customers too`,
@@ -379,63 +339,6 @@ export function markGone(
       db.run(`UPDATE ${TABLE} SET merged_into = ? WHERE merged_into = ?`, [mergedInto, id]);
   }
   return changes;
-}
-
-// ---- Checks before a script relies on the file ----
-
-/**
- * Requires that the customers which a pull saved are still in the file. After `DELETE FROM customers`, for example,
- * the log of the runs still has a complete pull, and a push would create every customer a second time.
- * @throws SyncError (usage)
- */
-export function requirePulledCustomers(db: Database, context: RunContext, pull: string): void {
-  const saved = readNumber(db, "SELECT sum(inserted) FROM sync_runs WHERE script = ?", [pull]);
-  const kept = readNumber(db, `SELECT count(*) FROM ${TABLE} WHERE id IS NOT NULL`);
-  if (saved > 0 && kept === 0)
-    throw new SyncError(
-      "usage",
-      `Cannot run ${context.script}: the customers that ${pull} saved are no longer in "${context.databasePath}"`,
-      context.commandFor(pull, "--since all") ?? `run ${pull} --since all first`,
-    );
-}
-
-const STALE_PULL_MS = 86_400_000;
-
-/**
- * Requires that a pull has read all customers of Square. Otherwise the file does not know which customers exist,
- * and a push would create them a second time.
- * @param pull the name of the script that reads them
- * @throws SyncError (usage)
- */
-export function requireCompletePull(db: Database, context: RunContext, pull: string): void {
-  // A pull with --until has not read the customers after that time.
-  const [complete] = readRows(
-    db,
-    `SELECT 1 FROM sync_runs WHERE script = ? AND julianday(watermark) IS NOT NULL
-       AND (until IS NULL OR until > watermark)`,
-    [pull],
-  );
-  if (complete === undefined)
-    throw new SyncError(
-      "usage",
-      `Cannot run ${context.script}: ${pull} has not read all customers of Square into "${context.databasePath}" yet`,
-      context.commandFor(pull) ?? `run ${pull} first`,
-    );
-}
-
-/** Warns when the last complete pull is older than a day. A push does not see customers created since then. */
-export function warnOfOldPull(db: Database, context: RunContext, pull: string): void {
-  const watermark = readWatermark(db, pull);
-  const ageMs = context.startedAt - Date.parse(watermark ?? "");
-  if (ageMs > STALE_PULL_MS)
-    context.warn(
-      `the last complete ${pull} began ${formatAge(ageMs)} ago: customers created in Square since then can be created again`,
-    );
-}
-
-function formatAge(ms: number): string {
-  const hours = Math.floor(ms / 3_600_000);
-  return hours < 48 ? `${hours} hours` : `${Math.floor(hours / 24)} days`;
 }
 
 /**

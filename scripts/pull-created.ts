@@ -20,12 +20,13 @@
  * Exit codes: 0 done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped.
  */
 import { createSquareClient, READ_CUSTOMERS } from "../lib/client.ts";
-import { readWatermark, recordRun, saveCustomers } from "../lib/customers.ts";
+import { saveCustomers } from "../lib/customers.ts";
 import { openDatabase } from "../lib/database.ts";
 import { PULL_OPTIONS, runScript } from "../lib/internal/cli.ts";
 import { describePull } from "../lib/internal/report.ts";
 import { buildRow, type CustomerRow, keepLatestVersion } from "../lib/mapping.ts";
 import { type Filter, searchCustomers } from "../lib/paging.ts";
+import { readWatermark, recordRun } from "../lib/runs.ts";
 import { nextWatermark, resolveWindow, toTimeRange } from "../lib/window.ts";
 
 const SCRIPT = "pull-created";

@@ -27,20 +27,14 @@ import type { Database } from "sql.js";
  */
 import type { Square } from "square";
 import { createSquareClient, READ_CUSTOMERS } from "../lib/client.ts";
-import {
-  type GoneCustomer,
-  markGone,
-  readLiveCustomers,
-  recordRun,
-  requireCompletePull,
-  saveCustomers,
-} from "../lib/customers.ts";
+import { type GoneCustomer, markGone, readLiveCustomers, saveCustomers } from "../lib/customers.ts";
 import { openDatabase } from "../lib/database.ts";
 import { countOption, flag, runScript } from "../lib/internal/cli.ts";
 import { describeDeletions, refuseToMark } from "../lib/internal/report.ts";
 import { buildRow } from "../lib/mapping.ts";
 import type { Filter } from "../lib/paging.ts";
 import { compareWithSquare, lookUpCustomers } from "../lib/reconcile.ts";
+import { recordRun, requireCompletePull } from "../lib/runs.ts";
 
 const SCRIPT = "pull-deleted";
 

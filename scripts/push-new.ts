@@ -23,20 +23,20 @@
  */
 import type { SquareClient } from "square";
 import { createSquareClient, READ_CUSTOMERS, WRITE_CUSTOMERS } from "../lib/client.ts";
-import {
-  listRowsWithOwnId,
-  readWatermark,
-  recordRun,
-  requireCompletePull,
-  requirePulledCustomers,
-  warnOfOldPull,
-} from "../lib/customers.ts";
+import { listRowsWithOwnId } from "../lib/customers.ts";
 import { openDatabase } from "../lib/database.ts";
 import { isUncheckedToken } from "../lib/internal/account.ts";
 import { countOption, flag, runScript, timeOption } from "../lib/internal/cli.ts";
 import { countOutcomes, describeDryRun, describePush } from "../lib/internal/push-report.ts";
 import { prepareRows, storeKeys } from "../lib/prepare.ts";
 import { createCustomers, divideIntoBatches, linkRowsInDoubt } from "../lib/push.ts";
+import {
+  readWatermark,
+  recordRun,
+  requireCompletePull,
+  requirePulledCustomers,
+  warnOfOldPull,
+} from "../lib/runs.ts";
 import { nextWatermark, resolveWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
