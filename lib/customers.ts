@@ -39,7 +39,7 @@ export interface SaveResult {
   unchanged: number;
   linked: number;
   changes: RowChange[];
-  /** Customers that a rule of the file rejects, with SQLite's reason. The others are saved. */
+  /** Customers that a constraint or trigger of the table rejects, with SQLite's reason. The others are saved. */
   rejected: { id: string; reason: string }[];
 }
 
@@ -226,7 +226,7 @@ function isTime(value: SqlValue | undefined): boolean {
 }
 
 /**
- * After an error, SQLite usually undoes only the statement that failed. A rule of the file can also end the
+ * After an error, SQLite usually undoes only the statement that failed. a constraint or trigger of the table can also end the
  * whole transaction (ON CONFLICT ROLLBACK, RAISE(ROLLBACK)). Then nothing of this step can be saved.
  */
 export function requireTransaction(db: Database, id: string, error: unknown): void {
@@ -343,7 +343,7 @@ export function markGone(
 
 /**
  * Lists the rows with an id that did not come from Square. They look like pushed rows, but never were. A row with
- * an idempotency key and an error got its id from a push, and a rule of the file rejected its other values.
+ * an idempotency key and an error got its id from a push, and a constraint or trigger of the table rejected its other values.
  */
 export function listRowsWithOwnId(db: Database): string[] {
   const rows = readRows(

@@ -24,7 +24,7 @@ export interface Success {
   outcome: "created" | "linked";
 }
 
-/** Saves that rows exist in Square now. A rule of the file that rejects one row does not stop the others. */
+/** Saves that rows exist in Square now. a constraint or trigger of the table that rejects one row does not stop the others. */
 export function saveSuccesses(db: Database, successes: readonly Success[]): void {
   const latest = new Map<string, CustomerRow>();
   const rows = new Map<string, PushRow>();

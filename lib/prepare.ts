@@ -158,7 +158,8 @@ function checkRow(
     return;
   }
   const problem = trySave(db, row, { ...customer, referenceId });
-  if (problem !== undefined) refuse(row, `a rule of the file rejects it: ${problem}`);
+  if (problem !== undefined)
+    refuse(row, `a constraint or trigger of the table rejects it: ${problem}`);
   else duplicates?.add(candidate);
 }
 
@@ -196,7 +197,7 @@ function describeMatch(match: NonNullable<ReturnType<DuplicateIndex["find"]>>): 
 }
 
 /**
- * Tries what a push will save, and undoes it. A rule of the file, such as a NOT NULL column or a trigger of
+ * Tries what a push will save, and undoes it. a constraint or trigger of the table, such as a NOT NULL column or a trigger of
  * yours, would otherwise reject the row only after the customer was created in Square, in every run again.
  * @returns SQLite's reason, or undefined when the save works
  */

@@ -154,9 +154,9 @@ Against the fake Square server (npm run square), with the rows of fixtures/data/
 
 $ npx tsx scripts/push-new.ts
 push-new: row 243 is on hold: same email_address as row 12, customer ADA1815LOVELACE01234567801
-push-new: row 244 is refused: phone_number is invalid: expected 9 to 16 digits, for example +12065550100
+push-new: row 244 is rejected: phone_number is invalid: expected 9 to 16 digits, for example +12065550100
 push-new (offline): 8 rows selected: 6 created, 1 refused, 1 held
-Try: correct the refused rows and run it again; change or delete the rows on hold, or send them with --allow-duplicates
+Try: correct the rejected rows and run it again; change or delete the rows on hold, or send them with --allow-duplicates
 $ npx tsx scripts/push-new.ts --source nowhere
 push-new (offline): no rows to push
 */

@@ -20,6 +20,16 @@ interface ReportedRow {
   };
 }
 
+// How an outcome reads in a sentence. The counts keep the short names of --json and sync_runs.
+const OUTCOME_WORDS = {
+  ready: "ready",
+  created: "created",
+  linked: "linked",
+  refused: "rejected",
+  held: "on hold",
+  later: "not done yet",
+};
+
 /** Counts the rows by outcome. */
 export function countOutcomes(rows: readonly ReportedRow[]) {
   const counts = { ready: 0, created: 0, linked: 0, refused: 0, held: 0, later: 0 };
@@ -97,8 +107,7 @@ function describeRows(
   rowsWithOwnId: readonly string[],
 ) {
   for (const { localId, outcome, reason } of rows)
-    if (reason !== null)
-      context.warn(`row ${localId} is ${outcome === "held" ? "on hold" : outcome}: ${reason}`);
+    if (reason !== null) context.warn(`row ${localId} is ${OUTCOME_WORDS[outcome]}: ${reason}`);
   if (rowsWithOwnId.length > 0) {
     const shown = rowsWithOwnId.slice(0, 10).join(", ");
     const more = rowsWithOwnId.length > 10 ? `, … (${rowsWithOwnId.length} rows)` : "";
@@ -121,7 +130,7 @@ function listNextSteps(rows: readonly ReportedRow[], rowsWithOwnId: readonly str
   const steps: string[] = [];
   const held = rows.filter(({ outcome }) => outcome === "held");
   if (rows.some(({ outcome }) => outcome === "refused"))
-    steps.push("correct the refused rows and run it again");
+    steps.push("correct the rejected rows and run it again");
   if (held.some(({ reason }) => reason?.startsWith("same ")))
     steps.push("change or delete the rows on hold, or send them with --allow-duplicates");
   if (held.some(({ reason }) => reason?.includes("subscribed")))
@@ -160,7 +169,7 @@ function buildJson(context: RunContext, rows: readonly ReportedRow[], isDryRun: 
 }
 
 function describePlan({ outcome, inDoubt }: ReportedRow): string {
-  if (outcome === "held") return "on hold";
+  if (outcome === "held" || outcome === "refused") return OUTCOME_WORDS[outcome];
   if (outcome !== "ready") return outcome;
   return inDoubt ? "look up" : "create";
 }

@@ -102,14 +102,14 @@ function describeMissing(missingCount: number): SyncError | undefined {
   );
 }
 
-/** The error for customers that a rule of the file rejected. */
+/** The error for customers that a constraint or trigger of the table rejected. */
 export function describeRejected(rejected: Saved["rejected"]): SyncError | undefined {
   if (rejected.length === 0) return undefined;
   const shown = rejected.slice(0, 5).map(({ id, reason }) => `${id} (${reason})`);
   const more = rejected.length > shown.length ? `, and ${rejected.length - shown.length} more` : "";
   return new SyncError(
     "failed",
-    `Cannot save ${formatNumber(rejected.length, "customer")} that a rule of the file rejects: ${shown.join(", ")}${more}`,
+    `Cannot save ${formatNumber(rejected.length, "customer")} that a constraint or trigger of the table rejects: ${shown.join(", ")}${more}`,
     "change the constraint or trigger, or the row that is in the way, and run it again; the other customers are saved",
   );
 }
