@@ -1,4 +1,12 @@
-/** The table customers: saves what Square returned, and marks what is gone. */
+/**
+ * The table customers: saves what Square returned, and marks customers that Square no longer has.
+ *
+ * Some terms of this file:
+ * - An **unpushed** row has no `id`. Its customer is not in Square yet.
+ * - A row with its **own id** has an `id` that a person or another program wrote. Square does not
+ *   know it.
+ * - An **opt-out** is a 1 in `email_unsubscribed`: the customer wants no marketing email.
+ */
 import type { Database, SqlValue, Statement } from "sql.js";
 import { messageOf, SyncError } from "./internal/errors.ts";
 import { normalizeCell } from "./internal/normalize.ts";
@@ -8,9 +16,10 @@ import {
   COLUMNS,
   type CustomerRow,
   columnOf,
-  hasPublicField,
+  hasIdentifyingField,
   isSameValue,
   type LocalRow,
+  NOT_DELETED,
   TABLE,
 } from "./mapping.ts";
 
@@ -24,14 +33,20 @@ const EMAIL_UNSUBSCRIBED = columnOf("preferences.emailUnsubscribed");
 export interface RowChange {
   localId: string;
   id: string;
-  outcome: "inserted" | "updated" | "linked" | "deleted" | "merged" | "created";
-  /** The columns that changed, of an updated or linked row. */
+  outcome: "inserted" | "updated" | "linked" | "deleted" | "merged";
+  /** The columns of an updated or linked row that changed. Empty for every other outcome. */
   columns: string[];
-  /** Of a merged row: the id of the customer that replaced it. */
+  /** The id of the customer that replaced a merged one. */
   mergedInto?: string | null;
 }
 
 type SavedChange = RowChange & { outcome: "inserted" | "updated" | "linked" };
+
+/** A customer that a constraint or trigger of the table rejects, with SQLite's reason. */
+export interface RejectedCustomer {
+  id: string;
+  reason: string;
+}
 
 export interface SaveResult {
   inserted: number;
@@ -39,13 +54,13 @@ export interface SaveResult {
   unchanged: number;
   linked: number;
   changes: RowChange[];
-  /** Customers that a constraint or trigger of the table rejects, with SQLite's reason. The others are saved. */
-  rejected: { id: string; reason: string }[];
+  /** The other customers are saved. */
+  rejected: RejectedCustomer[];
 }
 
-// The columns that a save sets. What Square does not own, such as `source` and your own columns, is not touched.
+// A save writes only the columns that hold what Square has. It keeps `source` and your own columns.
 const SAVED_COLUMNS = [...COLUMNS, "synced_at"];
-const SET = [
+const ASSIGNMENTS = [
   ...SAVED_COLUMNS.map((column) => `${column} = ?`),
   "deleted_at = NULL",
   "merged_into = NULL",
@@ -53,26 +68,29 @@ const SET = [
 ];
 const INSERT = `INSERT INTO ${TABLE} (${SAVED_COLUMNS.join(", ")})
   VALUES (${SAVED_COLUMNS.map(() => "?").join(", ")})`;
-const UPDATE = `UPDATE ${TABLE} SET ${SET.join(", ")} WHERE local_id = ?`;
-const FIND = `SELECT CAST(local_id AS TEXT) AS local_id, synced_at, deleted_at, push_error, ${COLUMNS.join(", ")}
-  FROM ${TABLE}`;
-const FIND_BY_ID = `${FIND} WHERE id = ?`;
-const FIND_BY_LOCAL_ID = `${FIND} WHERE local_id = ? AND id IS NULL`;
+const UPDATE = `UPDATE ${TABLE} SET ${ASSIGNMENTS.join(", ")} WHERE local_id = ?`;
+const SELECT = `SELECT CAST(local_id AS TEXT) AS local_id, synced_at, deleted_at, push_error,
+  ${COLUMNS.join(", ")} FROM ${TABLE}`;
+const SELECT_BY_ID = `${SELECT} WHERE id = ?`;
+const SELECT_UNPUSHED = `${SELECT} WHERE local_id = ? AND id IS NULL`;
 
-/** The `push_error` of a row whose opt-out Square does not have. */
+/** The `push_error` of a row with an opt-out that Square does not have. */
 export const OPT_OUT_NOTE = `${EMAIL_UNSUBSCRIBED} is 1 only in this file: Square has the customer as subscribed`;
 
 /**
- * Saves customers of Square in the file. Rows are matched by Square's id. A customer whose `reference_id` or
- * idempotency key belongs to exactly one unpushed row was created from that row, so it is linked to it.
- * A row that is the same already is not written, so a second run changes nothing.
- * @param customers as {@linkcode buildRow} makes them, each id once
- * @param now the time to save in `synced_at`
+ * Saves customers of Square in the file. Rows are matched by Square's customer id. If the file does
+ * not have the id, and the `reference_id` of the customer belongs to exactly one unpushed row, the
+ * customer was created from that row. The row is then linked: it gets the id.
+ *
+ * A row that has the same values already is not written, so a second run changes nothing. A
+ * customer that a constraint or trigger of the table rejects does not stop the others.
+ * @param customers rows that {@linkcode buildRow} built, at most one for each id
+ * @param savedAt the time to save in `synced_at`, as RFC 3339
  */
 export function saveCustomers(
   db: Database,
   customers: readonly CustomerRow[],
-  now: string = formatTime(Date.now()),
+  savedAt: string = formatTime(Date.now()),
 ): SaveResult {
   const result: SaveResult = {
     inserted: 0,
@@ -83,15 +101,18 @@ export function saveCustomers(
     rejected: [],
   };
   const statements = prepareStatements(db);
-  // Reading the unpushed rows takes time, and they only matter for customers that the file does not have yet.
-  let unpushed: Map<string, string> | undefined;
+  let linkable: Map<string, string> | undefined;
   for (const customer of customers) {
     try {
-      const stored = statements.findCustomer(customer.id);
-      if (stored === undefined) unpushed ??= readLinkableReferences(db, customers);
-      const unpushedId = unpushed?.get(cleanReference(customer[REFERENCE_ID]));
-      const row = stored ?? ((unpushedId && statements.findUnpushed(unpushedId)) || undefined);
-      const change = saveCustomer(statements, customer, row, now);
+      let stored = statements.findById(customer.id);
+      if (stored === undefined) {
+        // Only a customer that is new to the file can be linked. So the unpushed rows, which take
+        // time to read, are read when the first such customer arrives.
+        linkable ??= readLinkableReferences(db, customers);
+        const localId = linkable.get(cleanReference(customer[REFERENCE_ID]));
+        if (localId !== undefined) stored = statements.findUnpushed(localId);
+      }
+      const change = saveCustomer(statements, customer, stored, savedAt);
       if (change === undefined) {
         result.unchanged++;
       } else {
@@ -99,7 +120,7 @@ export function saveCustomers(
         result.changes.push(change);
       }
     } catch (error) {
-      requireTransaction(db, customer.id, error);
+      requireOpenTransaction(db, customer.id, error);
       result.rejected.push({ id: customer.id, reason: messageOf(error) });
     }
   }
@@ -109,28 +130,33 @@ export function saveCustomers(
 
 /**
  * Saves one customer.
- * @param row its row: the one with its id, or the unpushed row that it was created from; undefined = insert it
- * @returns undefined when the row is the same already
+ * @param stored the row with the customer's id, or the unpushed row that the customer was created
+ *   from. If it is undefined, a row is inserted
+ * @returns undefined when the row has the same values already
  */
 function saveCustomer(
   statements: Statements,
-  customer: CustomerRow,
-  row: LocalRow | undefined,
-  now: string,
+  received: CustomerRow,
+  stored: LocalRow | undefined,
+  savedAt: string,
 ): SavedChange | undefined {
+  const keepsOptOut = stored !== undefined && mustKeepOptOut(stored, received);
+  const customer = keepsOptOut ? { ...received, [EMAIL_UNSUBSCRIBED]: 1 } : received;
+  const note = keepsOptOut ? OPT_OUT_NOTE : null;
   const { id } = customer;
-  const note = keepOptOut(customer, row);
-  const values = [...COLUMNS.map((column) => customer[column] ?? null), now];
-  if (row === undefined) {
+  const values = [...COLUMNS.map((column) => customer[column] ?? null), savedAt];
+
+  if (stored === undefined) {
     const localId = statements.insert(values);
     return { localId, id, outcome: "inserted", columns: [] };
   }
-  const localId = String(row.local_id);
-  if (row.id === null) {
+  const localId = String(stored.local_id);
+  if (stored.id === null) {
+    const columns = listChanges({ ...stored, id, synced_at: savedAt, version: null }, customer);
     statements.update([...values, note, localId]);
-    return { localId, id, outcome: "linked", columns: [] };
+    return { localId, id, outcome: "linked", columns };
   }
-  const columns = listChanges(row, customer);
+  const columns = listChanges(stored, customer);
   if (columns.length === 0) return undefined;
   statements.update([...values, note, localId]);
   return { localId, id, outcome: "updated", columns };
@@ -138,87 +164,102 @@ function saveCustomer(
 
 type Statements = ReturnType<typeof prepareStatements>;
 
-/** Prepares the SQL of a save once, because a pull can save many thousand customers. */
+/** Prepares the SQL of a save once, because a pull can save many thousands of customers. */
 function prepareStatements(db: Database) {
-  const find = db.prepare(FIND_BY_ID);
-  const findLocal = db.prepare(FIND_BY_LOCAL_ID);
+  const selectById = db.prepare(SELECT_BY_ID);
+  const selectUnpushed = db.prepare(SELECT_UNPUSHED);
   const insert = db.prepare(INSERT);
-  const lastId = db.prepare("SELECT CAST(last_insert_rowid() AS TEXT)");
+  const selectLastLocalId = db.prepare("SELECT CAST(last_insert_rowid() AS TEXT)");
   const update = db.prepare(UPDATE);
-  // A first load finds none of its customers in the file, so it does not have to look for each of them.
+  // The first pull fills an empty table. Looking for each of its customers would only take time.
   const hasCustomers =
     readRows(db, `SELECT 1 FROM ${TABLE} WHERE id IS NOT NULL LIMIT 1`).length > 0;
 
   function findRow(statement: Statement, value: string): LocalRow | undefined {
-    const row = statement.bind([value]) && statement.step() ? statement.getAsObject() : undefined;
+    statement.bind([value]);
+    const row = statement.step() ? statement.getAsObject() : undefined;
     statement.reset();
     return row;
   }
-  // A trigger can make SQLite skip a row without an error.
-  function requireWritten(): void {
-    if (db.getRowsModified() === 0) throw new Error("a trigger ignored the row");
-  }
 
   return {
-    findCustomer: (id: string) => (hasCustomers ? findRow(find, id) : undefined),
-    findUnpushed: (localId: string) => findRow(findLocal, localId),
+    findById: (id: string) => (hasCustomers ? findRow(selectById, id) : undefined),
+    findUnpushed: (localId: string) => findRow(selectUnpushed, localId),
     insert(values: SqlValue[]): string {
       insert.run(values);
-      requireWritten();
-      return String(lastId.get([])[0]);
+      requireWrittenRow(db);
+      return String(selectLastLocalId.get([])[0]);
     },
     update(values: SqlValue[]): void {
       update.run(values);
-      requireWritten();
+      requireWrittenRow(db);
     },
-    free: () => {
-      for (const statement of [find, findLocal, insert, lastId, update]) statement.free();
+    free(): void {
+      for (const statement of [selectById, selectUnpushed, insert, selectLastLocalId, update])
+        statement.free();
     },
   };
 }
 
-// A reference_id that several of the customers share identifies none of them, so it links no row.
+/**
+ * Checks that the statement before this call wrote its row. A trigger with RAISE(IGNORE) makes
+ * SQLite skip the row without an error.
+ */
+export function requireWrittenRow(db: Database): void {
+  if (db.getRowsModified() === 0) throw new Error("a trigger ignored the row");
+}
+
+/**
+ * Reads the unpushed rows that customers can be linked to, as {@linkcode readUnpushedReferences}
+ * does. A reference that several of the customers share identifies none of them, so it is left out.
+ */
 function readLinkableReferences(
   db: Database,
   customers: readonly CustomerRow[],
 ): Map<string, string> {
-  const unpushed = readUnpushedReferences(db);
+  const localIds = readUnpushedReferences(db);
   const seen = new Set<string>();
   for (const customer of customers) {
     const reference = cleanReference(customer[REFERENCE_ID]);
-    if (seen.has(reference)) unpushed.delete(reference);
+    if (seen.has(reference)) localIds.delete(reference);
     seen.add(reference);
   }
-  return unpushed;
+  return localIds;
 }
 
 /**
- * Lists the columns in which a stored row differs from the customer, or returns an empty list when the row
- * must stay as it is: the search can return an older version than the one that a push has just saved.
+ * Lists the columns of a row whose values differ from the customer. The list is empty when the row
+ * must stay as it is, because it holds a newer version: search can return an older version than the
+ * one that a push has just saved.
  */
 function listChanges(stored: LocalRow, customer: CustomerRow): string[] {
-  const isBack = stored.deleted_at !== null;
+  // If Square returns a customer that was marked as deleted, save it, whatever its version is. It
+  // was restored, or the mark was a mistake.
+  const wasMarkedDeleted = stored.deleted_at !== null;
   // A version that is not a number, for example an empty text, counts as unknown.
   const storedVersion = typeof stored.version === "number" ? stored.version : -1;
-  if (!isBack && (customer.version ?? -1) < storedVersion) return [];
+  const isOutdated = (customer.version ?? -1) < storedVersion;
+  if (isOutdated && !wasMarkedDeleted) return [];
+
   const columns = COLUMNS.filter(
     (column) => !isSameValue(column, stored[column] ?? null, customer[column] ?? null),
   );
-  if (isBack) columns.push("deleted_at");
-  // A row that was never marked as read, for example because another program cleared the cell.
+  if (wasMarkedDeleted) columns.push("deleted_at");
+  // Without a time in synced_at, the row looks as if its id did not come from Square. So a cell
+  // that another program has cleared is filled again.
   if (!isTime(stored.synced_at)) columns.push("synced_at");
   return columns;
 }
 
-// Square does not accept email_unsubscribed for a new customer, so `push-new --allow-subscribe` creates one as
-// subscribed while the file says unsubscribed. A note in the row keeps the 1, until Square has it too: any other
-// change in Square would replace it with a 0, and the opt-out would be lost.
-function keepOptOut(customer: CustomerRow, row: LocalRow | undefined): string | null {
-  const isOnlyHere =
-    row?.[EMAIL_UNSUBSCRIBED] === 1 && (row.id === null || row.push_error === OPT_OUT_NOTE);
-  if (!isOnlyHere || customer[EMAIL_UNSUBSCRIBED] === 1) return null;
-  customer[EMAIL_UNSUBSCRIBED] = 1;
-  return OPT_OUT_NOTE;
+/**
+ * True for an opt-out that only the file has. Square does not accept `email_unsubscribed` for a new
+ * customer, so `push-new --allow-subscribe` creates the customer as subscribed. The next save would
+ * replace the 1 in the file with Square's 0, and the opt-out would be lost. So the 1 stays until
+ * Square has it too, and a note in `push_error` marks the row.
+ */
+function mustKeepOptOut(stored: LocalRow, customer: CustomerRow): boolean {
+  const isOnlyInFile = stored.id === null || stored.push_error === OPT_OUT_NOTE;
+  return isOnlyInFile && stored[EMAIL_UNSUBSCRIBED] === 1 && customer[EMAIL_UNSUBSCRIBED] !== 1;
 }
 
 function isTime(value: SqlValue | undefined): boolean {
@@ -226,10 +267,13 @@ function isTime(value: SqlValue | undefined): boolean {
 }
 
 /**
- * After an error, SQLite usually undoes only the statement that failed. a constraint or trigger of the table can also end the
- * whole transaction (ON CONFLICT ROLLBACK, RAISE(ROLLBACK)). Then nothing of this step can be saved.
+ * Checks that a failed statement has not ended the transaction. SQLite usually undoes only the
+ * statement. A constraint or trigger with ROLLBACK undoes the whole transaction, so nothing of this
+ * step can be saved.
+ * @param error the error of the statement
+ * @throws SyncError (failed) when the transaction has ended
  */
-export function requireTransaction(db: Database, id: string, error: unknown): void {
+export function requireOpenTransaction(db: Database, id: string, error: unknown): void {
   if (isInTransaction(db)) return;
   throw new SyncError(
     "failed",
@@ -240,59 +284,68 @@ export function requireTransaction(db: Database, id: string, error: unknown): vo
 }
 
 /**
- * Finds the unpushed row that a reference belongs to: its `reference_id`, or the idempotency key that it was
- * sent with. A reference that several rows share, in Square or not, identifies none of them and is left out.
- * @returns local_id by reference, cleaned as it is sent
+ * Reads which unpushed row each reference belongs to. The references of a row are its
+ * `reference_id` and the idempotency key that it was sent with. A reference that also belongs to
+ * another row, pushed or not, identifies neither and is left out.
+ * @returns the local_id for each reference, in the form in which references are sent
  */
 export function readUnpushedReferences(db: Database): Map<string, string> {
-  const references = new Map<string, string>();
+  const localIds = new Map<string, string>();
   const shared = new Set<string>();
-  const rows = readRows(
+  const unpushed = readRows(
     db,
     `SELECT CAST(local_id AS TEXT) AS local_id, ${REFERENCE_ID} AS reference, idempotency_key
-     FROM ${TABLE} WHERE id IS NULL AND deleted_at IS NULL`,
+     FROM ${TABLE} WHERE id IS NULL AND ${NOT_DELETED}`,
   );
-  for (const row of rows) {
-    const own = new Set([cleanReference(row.reference), cleanReference(row.idempotency_key)]);
-    for (const reference of own) {
+  for (const row of unpushed) {
+    // A row without a reference_id is sent with its idempotency key in that field, so the two can
+    // be equal. The set has them once.
+    const references = new Set([
+      cleanReference(row.reference),
+      cleanReference(row.idempotency_key),
+    ]);
+    for (const reference of references) {
       if (reference === "") continue;
-      if (references.has(reference)) shared.add(reference);
-      references.set(reference, `${row.local_id}`);
+      if (localIds.has(reference)) shared.add(reference);
+      localIds.set(reference, String(row.local_id));
     }
   }
-  // One row at a time, because the whole directory can be large.
+  for (const reference of shared) localIds.delete(reference);
+
+  // The pushed rows can be a large directory, so they are read one at a time.
   const pushed = db.prepare(
-    `SELECT ${REFERENCE_ID} FROM ${TABLE} WHERE id IS NOT NULL AND deleted_at IS NULL AND ${REFERENCE_ID} IS NOT NULL`,
+    `SELECT ${REFERENCE_ID} FROM ${TABLE}
+     WHERE id IS NOT NULL AND ${NOT_DELETED} AND ${REFERENCE_ID} IS NOT NULL`,
   );
-  while (references.size > 0 && pushed.step()) shared.add(cleanReference(pushed.get()[0]));
+  while (localIds.size > 0 && pushed.step()) localIds.delete(cleanReference(pushed.get()[0]));
   pushed.free();
-  for (const reference of shared) references.delete(reference);
-  return references;
+  return localIds;
 }
 
-/** A reference_id as it is sent. Text that cannot be sent identifies nothing, so it becomes empty. */
-export function cleanReference(value: SqlValue | undefined): string {
+/** Cleans a reference_id as for sending. A value that cannot be sent becomes an empty text. */
+function cleanReference(value: SqlValue | undefined): string {
   return normalizeCell(value, "reference").text ?? "";
 }
 
-// ---- Customers that are gone from Square ----
+// ---- Customers that Square no longer has ----
 
-/** A customer of the file that Square had when it was last read. */
+/** A row whose customer came from Square and is not marked as deleted. */
 export interface LiveCustomer {
   id: string;
+  /** RFC 3339. It can also be any other text, because other programs edit the file. */
   createdAt: string;
-  /** False for a profile without name, company, email and phone: search and count leave it out. */
+  /** Has a name, company, email address or phone number. Square's search and count omit others. */
   isSearchable: boolean;
 }
 
 /**
- * Reads the customers that were saved from Square and are not marked as deleted. A row with an id of your own
- * was never in Square, so it is left out.
+ * Reads the customers that were saved from Square and are not marked as deleted. Rows with their
+ * own id are left out, because Square never had them.
  */
 export function readLiveCustomers(db: Database): LiveCustomer[] {
   const statement = db.prepare(
     `SELECT ${COLUMNS.join(", ")} FROM ${TABLE}
-     WHERE id IS NOT NULL AND deleted_at IS NULL AND julianday(synced_at) IS NOT NULL`,
+     WHERE id IS NOT NULL AND ${NOT_DELETED} AND julianday(synced_at) IS NOT NULL`,
   );
   const customers: LiveCustomer[] = [];
   while (statement.step()) {
@@ -300,7 +353,7 @@ export function readLiveCustomers(db: Database): LiveCustomer[] {
     customers.push({
       id: String(row.id),
       createdAt: String(row[CREATED_AT]),
-      isSearchable: hasPublicField(row),
+      isSearchable: hasIdentifyingField(row),
     });
   }
   statement.free();
@@ -310,46 +363,73 @@ export function readLiveCustomers(db: Database): LiveCustomer[] {
 /** A customer that Square no longer has under its id. */
 export interface GoneCustomer {
   id: string;
-  /** The id of the customer that it was merged into; null = it was deleted. */
+  /** The id of the customer that it was merged into. If it is null, the customer was deleted. */
   mergedInto: string | null;
 }
 
 /**
  * Marks customers as deleted or merged. The rows stay, with all their values.
- * @returns the rows that were marked; a row that was marked before is left out
+ * @param markedAt the time to save in `deleted_at`, as RFC 3339
+ * @returns the rows that were marked now, and the customers whose mark a constraint or trigger of
+ *   the table rejected
  */
 export function markGone(
   db: Database,
   gone: readonly GoneCustomer[],
-  now: string = formatTime(Date.now()),
-): RowChange[] {
-  const changes: RowChange[] = [];
+  markedAt: string = formatTime(Date.now()),
+): { marked: RowChange[]; rejected: RejectedCustomer[] } {
+  const marked: RowChange[] = [];
+  const rejected: RejectedCustomer[] = [];
   for (const { id, mergedInto } of gone) {
     const [row] = readRows(
       db,
-      `UPDATE ${TABLE} SET deleted_at = ?, merged_into = ? WHERE id = ? AND deleted_at IS NULL
-       RETURNING CAST(local_id AS TEXT) AS local_id`,
-      [now, mergedInto, id],
+      `SELECT CAST(local_id AS TEXT) AS local_id, push_error FROM ${TABLE}
+       WHERE id = ? AND ${NOT_DELETED}`,
+      [id],
     );
     if (row === undefined) continue;
-    const outcome = mergedInto === null ? "deleted" : "merged";
-    changes.push({ localId: String(row.local_id), id, outcome, columns: [], mergedInto });
-    // A customer that was merged into this one now continues as the newest one.
-    if (mergedInto !== null)
-      db.run(`UPDATE ${TABLE} SET merged_into = ? WHERE merged_into = ?`, [mergedInto, id]);
+    try {
+      db.run(`UPDATE ${TABLE} SET deleted_at = ?, merged_into = ? WHERE id = ?`, [
+        markedAt,
+        mergedInto,
+        id,
+      ]);
+      requireWrittenRow(db);
+      if (mergedInto !== null) followMerge(db, id, mergedInto, row.push_error === OPT_OUT_NOTE);
+      const outcome = mergedInto === null ? "deleted" : "merged";
+      marked.push({ localId: String(row.local_id), id, outcome, columns: [], mergedInto });
+    } catch (error) {
+      requireOpenTransaction(db, id, error);
+      rejected.push({ id, reason: messageOf(error) });
+    }
   }
-  return changes;
+  return { marked, rejected };
+}
+
+/** Updates the other rows after a merge. */
+function followMerge(db: Database, id: string, mergedInto: string, hasOptOut: boolean): void {
+  // If A was merged into B, and B is now merged into C, then A points to C as well.
+  db.run(`UPDATE ${TABLE} SET merged_into = ? WHERE merged_into = ?`, [mergedInto, id]);
+  // An opt-out that only the file has would be lost with the merged row.
+  if (hasOptOut)
+    db.run(
+      `UPDATE ${TABLE} SET ${EMAIL_UNSUBSCRIBED} = 1, push_error = ?
+       WHERE id = ? AND ${EMAIL_UNSUBSCRIBED} IS NOT 1`,
+      [OPT_OUT_NOTE, mergedInto],
+    );
 }
 
 /**
- * Lists the rows with an id that did not come from Square. They look like pushed rows, but never were. A row with
- * an idempotency key and an error got its id from a push, and a constraint or trigger of the table rejected its other values.
+ * Lists the rows with their own id. They look as if they had been pushed, but Square does not have
+ * them. A row with an idempotency key and an error is not listed: its id came from a push, and a
+ * constraint or trigger of the table rejected the other values.
  */
 export function listRowsWithOwnId(db: Database): string[] {
+  // Without the table's name, ORDER BY would sort by the text in the SELECT, and put 10 before 9.
   const rows = readRows(
     db,
     `SELECT CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
-     WHERE id IS NOT NULL AND julianday(synced_at) IS NULL AND deleted_at IS NULL
+     WHERE id IS NOT NULL AND julianday(synced_at) IS NULL AND ${NOT_DELETED}
        AND (idempotency_key IS NULL OR push_error IS NULL) ORDER BY ${TABLE}.local_id`,
   );
   return rows.map((row) => String(row.local_id));

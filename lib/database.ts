@@ -1,4 +1,4 @@
-/** The SQLite file: opened once per run, changed in whole steps. */
+/** Opens the SQLite file once per run, and changes it in complete steps. */
 import { existsSync } from "node:fs";
 import initSqlJs, { type Database } from "sql.js";
 import {
@@ -23,73 +23,95 @@ import { COLUMNS, TABLE } from "./mapping.ts";
 
 /** A database file that this run has locked. */
 export interface DatabaseFile {
-  /** The path, as the user named it. */
-  path: string;
-  /** Whose customers the file holds. The next update saves it. */
+  /**
+   * The Square account that the customers of the file belong to; undefined if the file has no
+   * customers yet. A script can set it, and the next update saves it.
+   */
   account: StoredAccount | undefined;
-  /** Reads from the copy in memory. `step` must not write. */
+  /** Runs a step that only reads. */
   query<T>(step: (db: Database) => T): T;
-  /** Runs a step that writes, and undoes it. Nothing reaches the file. */
+  /** Runs a step that writes, and then undoes it. The file does not change. */
   simulate<T>(step: (db: Database) => T): T;
   /**
-   * Runs a step in one transaction and saves the result to the file. If another program has changed the file
-   * since it was read, the file is read again and the step runs again, so `step` must not keep state.
-   * @throws SyncError, or what the step threw; the file is then unchanged
+   * Runs a step in one transaction, and saves the result to the file. If another program has
+   * changed the file since it was read, the file is read again and the step runs again. A step can
+   * therefore run twice: it may set values outside the database, but not add to them.
+   * @throws SyncError, or the error that the step threw; the file is then unchanged
    */
   update<T>(step: (db: Database) => T): Promise<T>;
 }
 
-const MAX_ATTEMPTS = 20; // to save while another program keeps changing the file
+// How often an update runs its step while another program keeps changing the file.
+const MAX_ATTEMPTS = 20;
 
-// Grows with every table, column and version that a step changes.
+// SQLite increases schema_version with each change of a table, and schema.sql can increase
+// user_version. No step decreases one of them, so an equal sum means that both are unchanged.
 const VERSIONS = `SELECT schema_version + user_version
   FROM pragma_schema_version, pragma_user_version`;
 
 /**
- * Locks a database file until the script ends, and reads it. sql.js works on a copy in memory, so nothing
- * reaches the file before an update.
- * @param options.check decides whether the file can be used; by default, whether init-db has made it ready
- * @param options.mayCreate true for init-db: a missing file is then an empty database
- * @throws SyncError (usage) for a missing, unknown or unready file, and for one of another Square account;
+ * Locks a database file until the script ends, and reads it. sql.js works on a copy in memory, so
+ * the file itself only changes when an update saves the copy.
+ * @param options.check throws an error if the file cannot be used; by default it accepts a file
+ *   that init-db has made ready
+ * @param options.mayCreate if the file does not exist, start with an empty database
+ * @throws SyncError (usage) for a file that is missing, not ready, or of another Square account;
  *   (temporary) for a file that another program uses; (failed) for a damaged file
  */
 export async function openDatabase(
   context: RunContext,
-  options: { check?: (db: Database, path: string) => void; mayCreate?: boolean } = {},
+  options: { check?: (db: Database) => void; mayCreate?: boolean } = {},
 ): Promise<DatabaseFile> {
-  const { databasePath: name, square } = context;
-  const path = resolveDatabasePath(name);
-  if (!options.mayCreate && !existsSync(path))
+  // Messages show the path as the user wrote it. If it is a symbolic link, `path` is its target.
+  const { databasePath: shownPath, square } = context;
+  const path = resolveDatabasePath(shownPath);
+  const { mayCreate = false } = options;
+  if (!mayCreate && !existsSync(path))
     throw new SyncError(
       "usage",
-      `Cannot open "${name}": no such file`,
+      `Cannot open "${shownPath}": no such file`,
       context.commandFor("init-db"),
     );
   const check = options.check ?? ((db: Database) => requireReady(db, context, TABLE, COLUMNS));
   const SQL = await initSqlJs();
   const lock = await acquireLock(path);
   checkReplaceable(path);
-  let db = new SQL.Database();
-  let fingerprint = ""; // of the file that is in memory
 
+  let db = new SQL.Database();
+  // Identifies the content of the file that is in memory. It is empty while the copy in memory has
+  // changes that are not in the file.
+  let fingerprint = "";
+
+  // Reads the file into memory and checks it. This happens at the start, and again before an update
+  // if another program has changed the file.
   async function load(): Promise<void> {
     const file = await readDatabaseFile(path);
     db.close();
     db = new SQL.Database(file.bytes);
-    requireUndamaged(db, name);
-    check(db, name);
-    // init-db works without an account: its environment is empty.
+    requireUndamaged(db, shownPath);
+    check(db);
+    // A script that works without a Square account has no environment.
     if (square.environment !== "") {
-      const stored = options.mayCreate && isEmpty(db) ? undefined : readAccount(db, name);
+      // A new file has no tables yet, so it has no account either.
+      const stored = mayCreate && isEmpty(db) ? undefined : readAccount(db, shownPath);
       const merchantId = database.account?.merchantId ?? null;
-      requireSameAccount(name, stored, { environment: square.environment, merchantId });
+      requireSameAccount(shownPath, stored, { environment: square.environment, merchantId });
       database.account ??= stored;
     }
     fingerprint = file.fingerprint;
   }
 
+  // Runs a step on the copy in memory, and returns whether the step has changed it.
+  function runStep<T>(step: (db: Database) => T): { result: T; hasChanges: boolean } {
+    const before = countChanges(db);
+    db.run("BEGIN");
+    const result = step(db);
+    if (database.account !== undefined) saveAccount(db, shownPath, database.account);
+    db.run("COMMIT");
+    return { result, hasChanges: countChanges(db) !== before };
+  }
+
   const database: DatabaseFile = {
-    path: name,
     account: undefined,
     query: (step) => step(db),
     simulate(step) {
@@ -103,25 +125,22 @@ export async function openDatabase(
     async update(step) {
       for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt++) {
         if (readFingerprint(path) !== fingerprint) await load().catch(throwAsFailed);
-        const before = fingerprint;
-        const changes = countChanges(db);
-        // From here on, the copy in memory differs from the file. If the step throws, the next one reads the file.
+        const loadedFingerprint = fingerprint;
+        // If the step throws an error, the fingerprint stays empty. The next update then reads the
+        // file again, and the unfinished changes in memory are lost, as they should be.
         fingerprint = "";
-        db.run("BEGIN");
-        const result = step(db);
-        if (database.account !== undefined) saveAccount(db, name, database.account);
-        db.run("COMMIT");
-        const isUnchanged = countChanges(db) === changes;
-        const saved = isUnchanged
-          ? before
-          : replaceDatabaseFile(path, db.export(), before, lock, context.warn);
-        if (saved === undefined) continue;
-        fingerprint = saved;
+        const { result, hasChanges } = runStep(step);
+        const savedFingerprint = hasChanges
+          ? replaceDatabaseFile(path, db.export(), loadedFingerprint, lock, context.warn)
+          : loadedFingerprint;
+        // undefined = nothing was saved, because another program has changed the file meanwhile.
+        if (savedFingerprint === undefined) continue;
+        fingerprint = savedFingerprint;
         return result;
       }
       throw new SyncError(
         "temporary",
-        `Cannot save "${name}": another program keeps changing it`,
+        `Cannot save "${shownPath}": another program keeps changing it`,
         "run it again when that program has finished",
       );
     },
@@ -135,8 +154,9 @@ function countChanges(db: Database): number {
   return countWrites(db) + readNumber(db, VERSIONS);
 }
 
-// A damaged page is only noticed when it is read. So all pages are checked before anything builds on them.
-function requireUndamaged(db: Database, name: string): void {
+// SQLite reports a damaged page only when it reads that page. Check all pages now, so that a script
+// does not find the damage after it has sent requests.
+function requireUndamaged(db: Database, shownPath: string): void {
   let reason: string;
   try {
     reason = String(readRows(db, "PRAGMA quick_check(1)")[0]?.quick_check);
@@ -146,8 +166,8 @@ function requireUndamaged(db: Database, name: string): void {
   if (reason !== "ok")
     throw new SyncError(
       "failed",
-      `Cannot open "${name}": it is damaged, or not an SQLite database (${reason})`,
-      `sqlite3 "${name}" "PRAGMA integrity_check", or a backup`,
+      `Cannot open "${shownPath}": it is damaged, or not an SQLite database (${reason})`,
+      `sqlite3 "${shownPath}" "PRAGMA integrity_check", or a backup`,
     );
 }
 
@@ -155,7 +175,8 @@ function isEmpty(db: Database): boolean {
   return readNumber(db, "SELECT count(*) FROM sqlite_master") === 0;
 }
 
-// A file that cannot be used is a usage error at the start of a run. Later, something has been tried already.
+// A usage error means that nothing was tried. When an update reads the file again, the script may
+// have sent requests already, so the same problem is then reported as a failure.
 function throwAsFailed(error: unknown): never {
   if (!(error instanceof SyncError) || error.kind !== "usage") throw error;
   throw new SyncError("failed", error.message, error.nextStep, error);

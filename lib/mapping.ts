@@ -1,25 +1,36 @@
 /**
- * How a customer of Square becomes a row of the table, and a row becomes a new customer.
+ * Converts a customer of Square to a row of the table, and a row to a new customer.
  *
- * FIELDS shows the two data models side by side; the functions below follow it. Square's fields are
- * described at https://developer.squareup.com/reference/square/objects/Customer
+ * FIELDS lists the columns next to the fields of Square, and all functions below use this list.
+ * Square describes its fields at https://developer.squareup.com/reference/square/objects/Customer
  */
 import type { SqlValue } from "sql.js";
-import type { Square } from "square"; // Only its types. The package is loaded by the first request.
+import type { Square } from "square"; // Types only: the package itself is loaded by client.ts.
 import type { Contacts } from "./internal/duplicates.ts";
-import { INVALID_UTF8, isBlank, normalizeCell, type TextKind } from "./internal/normalize.ts";
+import { isBlank, normalizeCell, type TextKind } from "./internal/normalize.ts";
+import { INVALID_UTF8 } from "./internal/utf8.ts";
 
 /** The table of the customers. To rename it, change this line and schema.sql. */
 export const TABLE = "customers";
 
-/** A field of a customer, by its name in the `square` package. A misspelt name does not compile. */
+/**
+ * The SQL condition for rows that are not marked as deleted. A cell that is not a time, for example
+ * an empty text from a CSV, counts as NULL.
+ */
+export const NOT_DELETED = "julianday(deleted_at) IS NULL";
+
+/**
+ * The name of a customer's field in the `square` package, for example `givenName`. A field inside
+ * an object has a dot, for example `address.country`. TypeScript rejects a name that does not
+ * exist.
+ */
 export type SquareField =
   | Exclude<keyof Square.Customer, "address" | "preferences" | "taxIds">
   | `address.${keyof Square.Address}`
   | `preferences.${keyof Square.CustomerPreferences}`
   | `taxIds.${keyof Square.CustomerTaxIds}`;
 
-// The fields that Square accepts for a new customer. It sets the other ones itself.
+// The fields that Square accepts for a new customer. Square sets the other fields itself.
 type CreateField = Extract<
   SquareField,
   keyof Square.BulkCreateCustomerData | `address.${string}` | `taxIds.${string}`
@@ -28,45 +39,50 @@ type CreateField = Extract<
 interface PulledField {
   column: string;
   square: SquareField;
-  /** How the value is stored. Without a type it is stored as a text. */
-  type?: "time" | "integer" | "ids" | "boolean";
+  /** How the value is stored; by default as text. */
+  storedAs?: "time" | "integer" | "ids" | "boolean";
   sent?: never;
+  kind?: never;
+  maxLength?: never;
 }
 
+/** A field that is pulled, and also sent to Square when a row is pushed. It is stored as text. */
 interface SentField {
   column: string;
   square: CreateField;
-  /** The column is sent to Square when a row is pushed. */
   sent: true;
-  /** How the value is cleaned and checked before it is sent. Without a type: as a line of text. */
-  type?: TextKind;
+  /** How the value is cleaned and checked before it is sent; by default as one line of text. */
+  kind?: TextKind;
   /** The maximum length that Square documents. */
   maxLength?: number;
+  storedAs?: never;
 }
 
 export type Field = PulledField | SentField;
 
 /**
- * The columns of the table, and the fields of Square that they hold. To store another field, add a line
- * here and a column to schema.sql; a test compares the two. To rename a column, change it in both places.
- * The columns `id` and `version` keep their names, because the type CustomerRow names them.
+ * The columns of the table, and the fields of Square that they hold.
+ *
+ * To store another field, add a line here and a column to schema.sql. To rename a column, change it
+ * in both places. Only the columns `id` and `version` must keep their names, because the scripts
+ * use them.
  */
 export const FIELDS: readonly Field[] = [
   { column: "id", square: "id" },
-  { column: "created_at", square: "createdAt", type: "time" },
-  { column: "updated_at", square: "updatedAt", type: "time" },
-  { column: "version", square: "version", type: "integer" },
+  { column: "created_at", square: "createdAt", storedAs: "time" },
+  { column: "updated_at", square: "updatedAt", storedAs: "time" },
+  { column: "version", square: "version", storedAs: "integer" },
   { column: "creation_source", square: "creationSource" },
   { column: "given_name", square: "givenName", sent: true, maxLength: 300 },
   { column: "family_name", square: "familyName", sent: true, maxLength: 300 },
   { column: "company_name", square: "companyName", sent: true, maxLength: 500 },
   { column: "nickname", square: "nickname", sent: true, maxLength: 100 },
-  { column: "email_address", square: "emailAddress", sent: true, type: "email", maxLength: 254 },
-  { column: "phone_number", square: "phoneNumber", sent: true, type: "phone" },
-  { column: "birthday", square: "birthday", sent: true, type: "birthday" },
-  { column: "note", square: "note", sent: true, type: "note" },
-  { column: "reference_id", square: "referenceId", sent: true, type: "reference", maxLength: 100 },
-  { column: "tax_ids_eu_vat", square: "taxIds.euVat", sent: true, type: "vat", maxLength: 20 },
+  { column: "email_address", square: "emailAddress", sent: true, kind: "email", maxLength: 254 },
+  { column: "phone_number", square: "phoneNumber", sent: true, kind: "phone" },
+  { column: "birthday", square: "birthday", sent: true, kind: "birthday" },
+  { column: "note", square: "note", sent: true, kind: "note" },
+  { column: "reference_id", square: "referenceId", sent: true, kind: "reference", maxLength: 100 },
+  { column: "tax_ids_eu_vat", square: "taxIds.euVat", sent: true, kind: "vat", maxLength: 20 },
   { column: "address_line_1", square: "address.addressLine1", sent: true },
   { column: "address_line_2", square: "address.addressLine2", sent: true },
   { column: "address_line_3", square: "address.addressLine3", sent: true },
@@ -77,74 +93,93 @@ export const FIELDS: readonly Field[] = [
     square: "address.administrativeDistrictLevel1",
     sent: true,
   },
-  { column: "postal_code", square: "address.postalCode", sent: true, type: "postalCode" },
-  { column: "country", square: "address.country", sent: true, type: "country" },
-  { column: "group_ids", square: "groupIds", type: "ids" },
-  { column: "segment_ids", square: "segmentIds", type: "ids" },
-  { column: "email_unsubscribed", square: "preferences.emailUnsubscribed", type: "boolean" },
+  { column: "postal_code", square: "address.postalCode", sent: true, kind: "postalCode" },
+  { column: "country", square: "address.country", sent: true, kind: "country" },
+  { column: "group_ids", square: "groupIds", storedAs: "ids" },
+  { column: "segment_ids", square: "segmentIds", storedAs: "ids" },
+  { column: "email_unsubscribed", square: "preferences.emailUnsubscribed", storedAs: "boolean" },
 ];
 
-/** The columns that hold a field of Square, in the order of the table. */
+/** The columns of FIELDS, in the order of the table. */
 export const COLUMNS: readonly string[] = FIELDS.map(({ column }) => column);
 
-/** The column that holds a field of Square. Other files ask for it, so that it can be renamed above. */
+const COLUMN_BY_FIELD = new Map(FIELDS.map(({ column, square }) => [square, column]));
+
+/**
+ * Returns the column that holds a field of Square. The other files call it instead of naming the
+ * column, so that a column has to be renamed only in FIELDS and schema.sql.
+ */
 export function columnOf(field: SquareField): string {
   const column = COLUMN_BY_FIELD.get(field);
   if (column === undefined) throw new Error(`FIELDS has no column for ${field}`);
   return column;
 }
 
-const COLUMN_BY_FIELD = new Map(FIELDS.map(({ column, square }) => [square, column]));
+// ---- From a customer of Square to a row ----
 
-/** The columns of FIELDS with the values of one customer. */
+/** A row for the columns of FIELDS, built from a customer of Square. */
 export interface CustomerRow {
   id: string;
   version: number | null;
   [column: string]: SqlValue;
 }
 
-/** A row as it was read from the table. */
+/** A row that was read from the table. */
 export type LocalRow = Record<string, SqlValue>;
 
-/**
- * Builds the row of a customer that Square returned. A value of an unexpected type is kept as a text: a
- * pull must not fail or lose data because of one odd profile.
- */
-export function buildRow(customer: Square.Customer): CustomerRow {
-  const row = { ...BLANK_ROW };
-  readFields(customer, "", row);
-  return row;
-}
+// The fields by each name under which they can arrive.
+const FIELD_BY_NAME = new Map<string, Field>();
+for (const field of FIELDS) for (const name of listNames(field)) FIELD_BY_NAME.set(name, field);
 
-// A customer has a value for about half of the fields. Going through its own properties takes a third of the
-// time of asking for every field.
-function readFields(source: object, parent: string, row: CustomerRow): void {
-  for (const [name, value] of Object.entries(source)) {
-    const field = FIELD_BY_NAME.get(parent + name);
-    if (field !== undefined) row[field.column] = buildValue(value, field.type);
-    else if (isRecord(value)) readFields(value, `${parent}${name}.`, row);
-  }
-}
-
-// The SDK renames fields, except a field whose value has an unexpected type: that one keeps the name that
-// it has in Square's JSON. Knowing only the SDK's name would lose its value.
-const FIELD_BY_NAME = new Map(
-  FIELDS.flatMap((field) => [
-    [field.square, field] as const,
-    [formatWireName(field.square), field] as const,
-    [field.square.replace(/[^.]+$/, formatWireName), field] as const, // taxIds.eu_vat
-  ]),
-);
-
-// Copying an object that has all properties takes half the memory of adding them one by one.
+// A row without values. Copying an object that has all columns takes half the memory of adding the
+// columns one by one.
 const BLANK_ROW: CustomerRow = {
-  ...Object.fromEntries(FIELDS.map(({ column, type }) => [column, buildValue(null, type)])),
+  ...Object.fromEntries(FIELDS.map(({ column, storedAs }) => [column, buildValue(null, storedAs)])),
   id: "",
   version: null,
 };
 
-// The name of a field in Square's JSON: addressLine1 is address_line_1 there.
-function formatWireName(sdkName: string): string {
+const STORED_TIME = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$/;
+
+const ID_COLUMNS = new Set(
+  FIELDS.filter(({ storedAs }) => storedAs === "ids").map(({ column }) => column),
+);
+
+/**
+ * Builds the row of a customer that Square returned. A value of an unexpected type is kept as text,
+ * because a pull must not fail or lose data because of one unusual customer.
+ */
+export function buildRow(customer: Square.Customer): CustomerRow {
+  const row = { ...BLANK_ROW };
+  copyFields(customer, "", row);
+  return row;
+}
+
+/**
+ * Copies the fields of an object to the columns of a row. A customer has a value for about half of
+ * the fields, so going through its properties takes a third of the time of looking for each field.
+ * @param prefix "" for the customer itself, "address." for its address
+ */
+function copyFields(source: object, prefix: string, row: CustomerRow): void {
+  for (const [name, value] of Object.entries(source)) {
+    const field = FIELD_BY_NAME.get(prefix + name);
+    if (field !== undefined) row[field.column] = buildValue(value, field.storedAs);
+    else if (isRecord(value)) copyFields(value, `${prefix}${name}.`, row);
+  }
+}
+
+/**
+ * Lists the names under which a field can arrive: for example `taxIds.euVat`, `tax_ids.eu_vat` and
+ * `taxIds.eu_vat`. The SDK renames the fields of Square's JSON, which are in snake_case, to
+ * camelCase. But a field whose value has an unexpected type keeps its name, and so do the fields
+ * inside of it.
+ */
+function listNames({ square }: Field): string[] {
+  return [square, formatSnakeCase(square), square.replace(/[^.]+$/, formatSnakeCase)];
+}
+
+// `address.addressLine1` is `address.address_line_1` in Square's JSON.
+function formatSnakeCase(sdkName: string): string {
   return sdkName.replace(/[A-Z]|[0-9]+/g, (part) => `_${part.toLowerCase()}`);
 }
 
@@ -152,79 +187,81 @@ function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-function buildValue(value: unknown, type: Field["type"]): SqlValue {
-  if (type === "boolean") return value === true ? 1 : 0;
-  if (type === "ids") return formatIds(value ?? []);
+function buildValue(value: unknown, storedAs: Field["storedAs"]): SqlValue {
+  if (storedAs === "boolean") return value === true ? 1 : 0;
+  if (storedAs === "ids") return formatIds(value ?? []);
   if (value === undefined || value === null) return null;
-  if (type === "integer") return parseInteger(value);
-  return type === "time" ? formatTime(value) : formatText(value);
+  if (storedAs === "integer") return parseInteger(value);
+  return storedAs === "time" ? normalizeTime(value) : formatText(value);
 }
 
-// Square returns ids in any order and sometimes twice. Sorted and without repetitions, equal sets are
-// equal texts, so another order is not a change of the customer.
+// Square returns ids in any order, and sometimes twice. Sort them and remove repetitions, so that
+// the same ids always give the same text. Otherwise another order would look like a change.
 function formatIds(value: unknown): string {
   return formatText(Array.isArray(value) ? [...new Set<unknown>(value)].sort() : value);
 }
 
-// The SDK returns a bigint.
+// The SDK returns integers as bigint. A number that JavaScript cannot hold exactly becomes null.
 function parseInteger(value: unknown): number | null {
   const integer = typeof value === "bigint" || typeof value === "string" ? Number(value) : value;
   return typeof integer === "number" && Number.isSafeInteger(integer) ? integer : null;
 }
 
-// UTC with three digits for milliseconds, so that the order of the texts is the order of the times. Square
-// omits trailing zeros, and as a text `…44Z` would come after `…44.72Z`.
-function formatTime(value: unknown): string {
+// Times are stored as UTC with three digits for milliseconds, so that the order of the texts is the
+// order of the times. Square omits trailing zeros, and the text `…44Z` would come after `…44.72Z`.
+function normalizeTime(value: unknown): string {
   const text = formatText(value);
   if (STORED_TIME.test(text)) return text;
   const time = /^\d{4}-\d{2}-\d{2}T/.test(text) ? Date.parse(text) : Number.NaN;
   return Number.isNaN(time) ? text : new Date(time).toISOString();
 }
 
-const STORED_TIME = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$/;
-
-// SQLite's functions end a text at its first NUL, and half of a surrogate pair is not valid UTF-8.
+// Formats any value as a text that SQLite stores unchanged. SQLite's functions read a text only up
+// to its first NUL character, and one half of a surrogate pair is not valid UTF-8. Both become
+// U+FFFD.
 function formatText(value: unknown): string {
   const text = typeof value === "object" ? formatJson(value) : String(value);
-  // The first test is fast. It also finds surrogates in pairs, which are valid.
+  // Most texts have no such character. This test is faster than the replacement, although it also
+  // finds complete pairs, which stay as they are.
   return /[\0\uD800-\uDFFF]/.test(text) ? text.replace(/\0|\p{Cs}/gu, "\uFFFD") : text;
 }
 
-// JSON.stringify throws for a bigint, which the SDK returns for a number too large for JavaScript.
+// The SDK returns a large number as bigint, for which JSON.stringify throws an error.
 function formatJson(value: unknown): string {
   return JSON.stringify(value, (_, part) => (typeof part === "bigint" ? String(part) : part));
 }
 
 /**
- * True if a stored value is the one that buildRow made. Lists of ids are compared as sets, because an
- * earlier version or another program may have stored them in another order.
+ * Compares a stored value with one that {@linkcode buildRow} built. Lists of ids are compared as
+ * sets, because another program may have stored the same ids in another order.
  */
 export function isSameValue(column: string, stored: SqlValue, built: SqlValue): boolean {
   if (stored === built) return true;
   return ID_COLUMNS.has(column) && typeof stored === "string" && formatStoredIds(stored) === built;
 }
 
-const ID_COLUMNS = new Set(FIELDS.flatMap(({ column, type }) => (type === "ids" ? column : [])));
-
+// Formats the ids of a cell as formatIds does; undefined if the cell is not JSON.
 function formatStoredIds(cell: string): string | undefined {
   try {
     return formatIds(JSON.parse(cell));
   } catch {
-    return undefined; // Not JSON, so it is not a list of ids.
+    return undefined;
   }
 }
 
-/** Collects rows by customer id. If a customer arrives twice, the row with the higher version is kept. */
+/** Adds a row to `rows`, unless a higher version of the same customer is there already. */
 export function keepLatestVersion(rows: Map<string, CustomerRow>, row: CustomerRow): void {
   const kept = rows.get(row.id);
   if (kept === undefined || (row.version ?? 0) >= (kept.version ?? 0)) rows.set(row.id, row);
 }
 
+// ---- From a row to a new customer ----
+
 /** The data of a new customer, for CreateCustomer and BulkCreateCustomers. */
 export type NewCustomer = Omit<Square.CreateCustomerRequest, "idempotencyKey">;
 
-// Square requires one of these fields for a new customer.
-const PUBLIC_FIELDS: readonly SquareField[] = [
+// Square requires one of these for a new customer, and its search omits profiles that have none.
+const IDENTIFYING_FIELDS: readonly SquareField[] = [
   "givenName",
   "familyName",
   "companyName",
@@ -232,16 +269,16 @@ const PUBLIC_FIELDS: readonly SquareField[] = [
   "phoneNumber",
 ];
 
-/** True for a customer that Square's search returns and counts. It omits profiles with only other fields. */
-export function hasPublicField(row: LocalRow): boolean {
-  return PUBLIC_FIELDS.some((field) => !isBlank(String(row[columnOf(field)] ?? "")));
+/** True if Square's search returns and counts the customer of this row. */
+export function hasIdentifyingField(row: LocalRow): boolean {
+  return IDENTIFYING_FIELDS.some((field) => !isBlank(String(row[columnOf(field)] ?? "")));
 }
 
 /**
- * Builds the data of a new customer from a row, and lists why Square would reject it. A blank column is
- * left out, because Square accepts a missing field but not an empty one.
- * @param invalidUtf8Columns columns whose bytes are not valid UTF-8 (see isValidUtf8). Their text has lost
- * characters and must not be sent.
+ * Builds the data of a new customer from a row, and lists the reasons why Square would reject it. A
+ * blank column is left out, because Square accepts a missing field but not an empty one.
+ * @param invalidUtf8Columns the columns whose bytes are not valid UTF-8. They are not sent, because
+ *   the text that was read from them has lost characters.
  */
 export function buildCustomer(
   row: LocalRow,
@@ -252,17 +289,20 @@ export function buildCustomer(
   const filled = new Set<SquareField>();
   for (const field of FIELDS) {
     if (!field.sent) continue;
-    const { column, square, type = "line", maxLength } = field;
-    const { text, problem } = invalidUtf8Columns.has(column)
-      ? { problem: INVALID_UTF8 }
-      : normalizeCell(row[column], type, maxLength);
+    const { column, square, kind = "line", maxLength } = field;
+    if (invalidUtf8Columns.has(column)) {
+      problems.push(`${column} ${INVALID_UTF8}`);
+      continue;
+    }
+    const { text, problem } = normalizeCell(row[column], kind, maxLength);
     if (problem !== undefined) problems.push(`${column} ${problem}`);
-    if (!text) continue;
+    if (text === undefined || text === "") continue;
     filled.add(square);
     setField(customer, square, text);
   }
-  if (problems.length === 0 && !PUBLIC_FIELDS.some((field) => filled.has(field)))
-    problems.push(`one of ${PUBLIC_FIELDS.map(columnOf).join(", ")} is needed`);
+  // If there are other problems, an identifying field can be there and be invalid.
+  if (problems.length === 0 && !IDENTIFYING_FIELDS.some((field) => filled.has(field)))
+    problems.push(`one of ${IDENTIFYING_FIELDS.map(columnOf).join(", ")} is needed`);
   return { customer, problems };
 }
 
@@ -273,7 +313,7 @@ function setField(customer: NewCustomer, field: CreateField, text: string): void
   else customer.taxIds = { ...customer.taxIds, [second]: text };
 }
 
-/** The values by which a customer is recognized, cleaned as they are sent to Square. */
+/** Returns the values that are compared to find possible duplicates, cleaned as they are sent. */
 export function findContacts(row: LocalRow): Contacts {
   return {
     emailAddress: cleanColumn(row, "emailAddress", "email"),
@@ -282,18 +322,19 @@ export function findContacts(row: LocalRow): Contacts {
   };
 }
 
-// A value that our checks reject, for example of a customer that Square has known for long, is compared
-// as it is.
+// A customer that exists in Square can have a value that our validation rejects. Such a value is
+// compared without cleaning.
 function cleanColumn(row: LocalRow, field: SquareField, kind: TextKind): string {
   const value = row[columnOf(field)] ?? "";
   return normalizeCell(value, kind).text ?? String(value).trim();
 }
 
 /**
- * The column that an error of Square is about, by the error's `field`, for example `address.country` or
- * `customers.<idempotency key>.address.country`. Undefined for an error that is not about one column.
+ * Finds the column that an error of Square is about.
+ * @param field the error's `field`, for example `address.country`, or in a reply to
+ *   BulkCreateCustomers `customers.<idempotency key>.address.country`
+ * @returns undefined for an error that is not about one column
  */
 export function findColumnOfError(field: string): string | undefined {
-  const isMeant = ({ square }: Field) => `.${field}`.endsWith(`.${formatWireName(square)}`);
-  return FIELDS.filter(isMeant).at(0)?.column;
+  return FIELDS.find(({ square }) => `.${field}`.endsWith(`.${formatSnakeCase(square)}`))?.column;
 }

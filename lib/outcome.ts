@@ -1,14 +1,21 @@
-/** Saves what Square answered about pushed rows. */
-
+/**
+ * Saves the outcome of each pushed row: its customer in Square, or the errors that Square returned.
+ */
 import type { Database } from "sql.js";
 import type { Square } from "square";
-import { OPT_OUT_NOTE, requireTransaction, saveCustomers } from "./customers.ts";
+import {
+  OPT_OUT_NOTE,
+  requireOpenTransaction,
+  requireWrittenRow,
+  saveCustomers,
+} from "./customers.ts";
 import { messageOf } from "./internal/errors.ts";
-import { readRows } from "./internal/sql.ts";
+import { quoteName, readRows } from "./internal/sql.ts";
 import { formatErrors, isRejection, type SquareProblem } from "./internal/square-errors.ts";
 import {
   buildCustomer,
   buildRow,
+  COLUMNS,
   type CustomerRow,
   FIELDS,
   findColumnOfError,
@@ -16,131 +23,238 @@ import {
   type LocalRow,
   TABLE,
 } from "./mapping.ts";
-import { hold, isUnsubscribed, type PushRow, readWaiting, refuse, saveReason } from "./prepare.ts";
+import { hold, type PushRow, parseOptOut, readUnpushedRow, refuse, saveReason } from "./prepare.ts";
 
+/** A pushed row, and its customer in Square. */
 export interface Success {
   row: PushRow;
   customer: Square.Customer;
   outcome: "created" | "linked";
 }
 
-/** Saves that rows exist in Square now. a constraint or trigger of the table that rejects one row does not stop the others. */
+// ---- Rows that exist in Square ----
+
+/**
+ * Saves the customers that rows have become in Square. A constraint or trigger of the table that
+ * rejects one row does not stop the others.
+ */
 export function saveSuccesses(db: Database, successes: readonly Success[]): void {
   const latest = new Map<string, CustomerRow>();
-  const rows = new Map<string, PushRow>();
+  const rowsById = new Map<string, PushRow>();
   for (const { row, customer, outcome } of successes) {
     const id = String(customer.id);
-    const columns = readWaiting(db, row);
+    const stored = readUnpushedRow(db, row);
+    if (stored === undefined) {
+      // Another program has removed the row. The customer is saved as a new row.
+      keepLatestVersion(latest, buildRow(customer));
+      rowsById.set(id, row);
+      markDone(row, outcome, id, null);
+      continue;
+    }
     db.run("SAVEPOINT link");
     try {
-      // The pulled row can be newer than this reply.
-      const pulled = columns === undefined ? [] : removePulledRow(db, id);
-      for (const version of [...pulled, buildRow(customer)]) keepLatestVersion(latest, version);
-      if (columns !== undefined)
-        linkRow(db, row.idempotencyKey, id, latest.get(id)?.version ?? null, columns);
-      rows.set(id, row);
-      // What Square returns for a row in doubt can be what an earlier attempt sent.
-      const sent = buildRow(outcome === "linked" || row.inDoubt ? customer : row.customer);
-      const lost = columns === undefined ? [] : listOverwritten(columns, sent);
-      const reason = `edited after it was sent: Square's value replaced ${lost.join(", ")}`;
-      Object.assign(row, { outcome, id, reason: lost.length > 0 ? reason : null });
+      // A pull can have saved the customer already, and a newer version of it than this reply has.
+      const pulled = removePulledRow(db, id);
+      if (pulled !== undefined) keepLatestVersion(latest, pulled);
+      keepLatestVersion(latest, buildRow(customer));
+      linkRow(db, row, stored, id, latest.get(id)?.version ?? null);
+      if (pulled !== undefined) keepOwnColumns(db, pulled, id);
+      rowsById.set(id, row);
+      // A row in doubt can have been created by an earlier attempt, with the values of that time.
+      // So compare it with the customer that Square returned, and not with what was sent last.
+      const isSentLast = outcome === "created" && !row.inDoubt;
+      const known = buildRow(isSentLast ? row.customer : customer);
+      const edited = listEditedColumns(stored, known);
+      const reason = `edited after it was sent: Square's value replaced ${edited.join(", ")}`;
+      markDone(row, outcome, id, edited.length > 0 ? reason : null);
       db.run("RELEASE link");
     } catch (error) {
-      requireTransaction(db, id, error);
+      requireOpenTransaction(db, id, error);
       db.run("ROLLBACK TO link; RELEASE link");
-      if (!rows.has(id)) latest.delete(id);
+      // If another row was linked to the same customer, the customer must still be saved for it.
+      if (!rowsById.has(id)) latest.delete(id);
       holdUnsaved(db, row, id, messageOf(error));
     }
   }
+
   const { rejected } = saveCustomers(db, [...latest.values()]);
   for (const { id, reason } of rejected) {
-    const row = rows.get(id);
+    const row = rowsById.get(id);
     if (row !== undefined) holdUnsaved(db, row, id, reason);
   }
 }
 
-// The row keeps its idempotency key or has its id by now, so it is not created again.
-function holdUnsaved(db: Database, row: PushRow, id: string, problem: string): void {
-  hold(row, `it is customer ${id} in Square, but the file did not accept that: ${problem}`);
-  db.run(`UPDATE ${TABLE} SET push_error = ? WHERE idempotency_key = ?`, [
-    row.reason,
-    row.idempotencyKey,
-  ]);
+function markDone(
+  row: PushRow,
+  outcome: Success["outcome"],
+  id: string,
+  reason: string | null,
+): void {
+  row.outcome = outcome;
+  row.id = id;
+  row.holdReason = null;
+  row.reason = reason;
 }
 
-// A pull can have saved the same customer as a row of its own, before it was known which row it came from. That
-// row goes, unless it is yours (it has a source) or was sent itself (it has an idempotency key). Your row stays,
-// with its local_id.
-function removePulledRow(db: Database, id: string): CustomerRow[] {
-  const where = "id = ? AND idempotency_key IS NULL AND source IS NULL";
-  const [pulled] = readRows(db, `SELECT * FROM ${TABLE} WHERE ${where}`, [id]);
-  if (pulled === undefined) return [];
-  db.run(`DELETE FROM ${TABLE} WHERE ${where}`, [id]);
+/**
+ * Puts a row on hold that exists in Square and that the table does not accept. It has its id or
+ * still has its idempotency key, so no later run creates it again.
+ */
+function holdUnsaved(db: Database, row: PushRow, id: string, problem: string): void {
+  hold(
+    row,
+    `it is customer ${id} in Square, but the file did not accept that: ${problem}`,
+    "other",
+  );
+  try {
+    db.run(`UPDATE ${TABLE} SET push_error = ? WHERE idempotency_key = ?`, [
+      row.reason,
+      row.idempotencyKey,
+    ]);
+  } catch (error) {
+    // The trigger that rejects the values can reject this write too. The reason is printed anyway.
+    requireOpenTransaction(db, id, error);
+  }
+}
+
+/**
+ * Removes the row that a pull has inserted for a customer before it was known which row the
+ * customer was created from. The pushed row takes its place, because it has your `local_id` and
+ * `source`. A row with a source or an idempotency key is not removed, because no pull has inserted
+ * it.
+ * @returns the removed row
+ */
+function removePulledRow(db: Database, id: string): CustomerRow | undefined {
+  const condition = "id = ? AND idempotency_key IS NULL AND source IS NULL";
+  const [pulled] = readRows(db, `SELECT * FROM ${TABLE} WHERE ${condition}`, [id]);
+  if (pulled === undefined) return undefined;
+  db.run(`DELETE FROM ${TABLE} WHERE ${condition}`, [id]);
   const version = typeof pulled.version === "number" ? pulled.version : null;
-  return [{ ...pulled, id, version }];
+  return { ...pulled, id, version };
+}
+
+// The columns of the table that are neither Square's nor yours.
+const KIT_COLUMNS = [
+  "local_id",
+  "source",
+  "synced_at",
+  "idempotency_key",
+  "push_error",
+  "deleted_at",
+  "merged_into",
+];
+
+/**
+ * Copies the values of your own columns from a removed row to the row that takes its place, where
+ * that row still has the default value.
+ */
+function keepOwnColumns(db: Database, removed: LocalRow, id: string): void {
+  const columns = readRows(db, "SELECT name, dflt_value FROM pragma_table_info(?)", [TABLE]);
+  for (const { name, dflt_value: defaultValue } of columns) {
+    const column = String(name);
+    const value = removed[column] ?? null;
+    if (value === null || COLUMNS.includes(column) || KIT_COLUMNS.includes(column)) continue;
+    const quoted = quoteName(column);
+    db.run(
+      `UPDATE ${TABLE} SET ${quoted} = ?
+       WHERE id = ? AND (${quoted} IS NULL OR ${quoted} IS (${defaultValue ?? "NULL"}))`,
+      [value, id],
+    );
+  }
 }
 
 /**
  * Gives a row its id in Square.
- * @param version of the customer; one that was left from another customer could keep its values out
+ * @param version the version of the customer. The row can hold a larger one, for example because it
+ *   was copied from another customer. saveCustomers would then treat this customer as outdated
  */
 function linkRow(
   db: Database,
-  key: string,
+  row: PushRow,
+  stored: LocalRow,
   id: string,
   version: number | null,
-  columns: LocalRow,
 ): void {
   const [other] = readRows(db, `SELECT 1 FROM ${TABLE} WHERE id = ?`, [id]);
   if (other !== undefined) throw new Error("another row of the file has that id");
+  const note = parseOptOut(stored) === true ? OPT_OUT_NOTE : null;
   db.run(
     `UPDATE ${TABLE} SET id = ?, version = ?, push_error = ?
      WHERE idempotency_key = ? AND id IS NULL`,
-    [id, version, isUnsubscribed(columns) ? OPT_OUT_NOTE : null, key],
+    [id, version, note, row.idempotencyKey],
   );
-  if (db.getRowsModified() !== 1) throw new Error("a trigger ignored the row");
+  requireWrittenRow(db);
 }
 
-/** Lists the columns of a row whose values are replaced by what Square has. */
-function listOverwritten(columns: LocalRow, sent: CustomerRow): string[] {
-  const { customer } = buildCustomer(columns);
-  const ours = buildRow(customer);
-  const { customer: resent } = buildCustomer(sent); // in the same form: a birthday has year 0000 or none
-  const theirs = buildRow(resent);
-  return FIELDS.flatMap((field) => {
-    if (!field.sent) return [];
-    // A value that Square would not accept is compared as it is.
-    const value = ours[field.column] ?? String(columns[field.column] ?? "").trim();
-    return value !== "" && value !== theirs[field.column] ? [field.column] : [];
-  });
+/**
+ * Lists the columns of a row that were edited after it was sent. The save replaces their values
+ * with those of Square.
+ * @param known the values that Square has
+ */
+function listEditedColumns(stored: LocalRow, known: CustomerRow): string[] {
+  const ours = normalizeRow(stored);
+  const theirs = normalizeRow(known);
+  const edited: string[] = [];
+  for (const { column, sent: isSent } of FIELDS) {
+    if (!isSent) continue;
+    // normalizeRow leaves out a value that cannot be sent. Compare it as it is.
+    const value = ours[column] ?? String(stored[column] ?? "").trim();
+    if (value !== "" && value !== theirs[column]) edited.push(column);
+  }
+  return edited;
 }
 
-/** Saves why Square did not create a row. */
+/**
+ * Brings the values of a row into the form in which they are sent. For example, a birthday without
+ * a year can be stored as 0000-04-25 or 04-25.
+ */
+function normalizeRow(row: LocalRow): CustomerRow {
+  return buildRow(buildCustomer(row).customer);
+}
+
+// ---- Rows that Square did not create ----
+
+/** Saves why Square did not create a row, or leaves the row to a later run. */
 export function saveErrors(db: Database, row: PushRow, errors: SquareProblem[]): void {
-  const inColumns = errors.map((error) => ({ ...error, field: findColumn(row, error) }));
-  const reason = `Square returned ${formatErrors(inColumns) || "no customer"}`;
+  const named = errors.map((error) => ({ ...error, field: nameField(row, error) }));
+  const reason = `Square returned ${formatErrors(named) || "no customer"}`;
   if (!isRejection(errors)) {
-    // About Square, the token, or an attempt that still runs; not about the row.
+    // The errors are not about the row, but about Square, the token, or an attempt that still runs.
     row.outcome = "later";
     row.reason = reason;
     return;
   }
-  if (errors.some(({ code }) => code === "IDEMPOTENCY_KEY_REUSED"))
-    // Square has the key with other content, so the customer was created before the row was edited. A new key
-    // would create a second one. The row waits until search shows the first.
-    hold(row, `${reason}: the row was edited after it was sent`);
-  else refuse(row, reason);
-  // Square's details can quote the customer's data. The row may keep them; they are not printed.
-  const details = errors.map(({ detail = "" }) => detail).join(" ");
-  saveReason(db, row, details);
+  if (errors.some(({ code }) => code === "IDEMPOTENCY_KEY_REUSED")) {
+    // Square has this idempotency key with other values, so it created the customer before the row
+    // was edited. A new key would create a second customer. The row waits until search returns the
+    // first one.
+    hold(row, `${reason}: the row was edited after it was sent`, "other");
+  } else {
+    refuse(row, reason);
+  }
+  saveReason(db, row, {
+    // Square's rejection proves that this request created nothing. It proves nothing about the
+    // earlier request of a row in doubt, so that row keeps its key.
+    clearKey: row.outcome === "refused" && !row.inDoubt,
+    // Square's details can quote personal data. The row may keep them, because they are not
+    // printed.
+    details: errors.map(({ detail = "" }) => detail).join(" "),
+  });
 }
 
-// The field of an error in a bulk call is, for example, `customers.<idempotency key>.address.country`.
+/**
+ * Lists the errors of a bulk request that are about one row. Their field starts with
+ * `customers.<idempotency key>`.
+ */
 export function listErrorsOf(row: PushRow, errors: SquareProblem[]): SquareProblem[] {
   const prefix = `customers.${row.idempotencyKey}`;
   return errors.filter(({ field = "" }) => field === prefix || field.startsWith(`${prefix}.`));
 }
 
-function findColumn(row: PushRow, { field = "" }: SquareProblem): string {
+/**
+ * Returns the column that an error is about. If there is none, returns the field as Square names
+ * it.
+ */
+function nameField(row: PushRow, { field = "" }: SquareProblem): string {
   return findColumnOfError(field) ?? field.replace(`customers.${row.idempotencyKey}.`, "");
 }

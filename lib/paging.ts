@@ -1,4 +1,4 @@
-/** Searches Square's customers page by page. Read `searchPages` first: it is the whole idea. */
+/** Searches Square's customers page by page. Read `searchPages` first: it is the simple way. */
 import type { Square, SquareClient } from "square";
 import { SyncError } from "./internal/errors.ts";
 import { readInParallel } from "./internal/parallel.ts";
@@ -7,29 +7,54 @@ import { findRejection } from "./internal/square-errors.ts";
 /** The filter of a SearchCustomers request. */
 export type Filter = Square.CustomerFilter;
 
-/** One page of a search. It can be short or empty and still not be the last one. */
+/** One page of a search. A short or empty page is not always the last one. */
 export interface Page {
   customers: Square.Customer[];
-  /** How many customers match, as Square counted them. */
+  /** How many customers match the filter, as Square counted them. */
   count: number;
-  /** How many of them have not been returned yet. If it is not 0 after the last page, customers are missing. */
+  /** How many of them were not returned yet. After the last page, these customers are missing. */
   missingCount: number;
 }
 
-const PAGE_SIZE = 100n; // the most that Square allows
-const MAX_RESTARTS = 3; // after an expired cursor
-const MAX_READINGS = 3; // of a search that returns fewer customers than Square counts
+/** The most customers that Square returns on one page. */
+export const PAGE_SIZE = 100;
+
+// How often searchPages starts again because its cursor has expired.
+const MAX_RESTARTS = 3;
+
+// How often searchCustomers runs a search in total, if customers are missing.
+const MAX_ATTEMPTS = 3;
+
+/**
+ * Requests one page of a search, oldest customer first.
+ * @param cursor where to continue: the `cursor` of the previous page; undefined = the first page
+ * @see https://developer.squareup.com/reference/square/customers-api/search-customers
+ */
+export async function requestPage(
+  square: SquareClient,
+  filter: Filter,
+  cursor?: string,
+): Promise<Square.SearchCustomersResponse> {
+  return await square.customers.search({
+    limit: BigInt(PAGE_SIZE),
+    count: true,
+    query: {
+      filter,
+      // Sort by creation time, because it never changes. Square's default order is by name. A
+      // customer that is renamed during the search could move from a later page to a page that was
+      // already read, and would be lost.
+      sort: { field: "CREATED_AT", order: "ASC" },
+    },
+    ...(cursor !== undefined && { cursor }),
+  });
+}
 
 /**
  * Yields the pages of one search, oldest customer first.
  * @throws SquareError when a request fails after all retries
  * @throws SyncError when Square returns the same cursor twice
- * @see https://developer.squareup.com/reference/square/customers-api/search-customers
  */
 export async function* searchPages(square: SquareClient, filter: Filter): AsyncGenerator<Page> {
-  // By creation time, because it never changes. In Square's default order, by name, a customer that is renamed
-  // during the search can move from a page that is still to come to one that was read already.
-  const query: Square.CustomerQuery = { filter, sort: { field: "CREATED_AT", order: "ASC" } };
   const ids = new Set<string | undefined>();
   const cursors = new Set<string>();
   let cursor: string | undefined;
@@ -39,16 +64,12 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
   while (true) {
     let response: Square.SearchCustomersResponse;
     try {
-      // A cursor belongs to its query, so every request repeats the same query.
-      response = await square.customers.search({
-        limit: PAGE_SIZE,
-        count: true,
-        query,
-        ...(cursor !== undefined && { cursor }),
-      });
+      // A cursor is only valid for its own query, so each request repeats the same query.
+      response = await requestPage(square, filter, cursor);
     } catch (error) {
-      // A cursor expires after a few minutes. Square accepted the same query before, so a rejection now means
-      // that the cursor has expired. Start again from the first page: a customer that comes twice is harmless.
+      // A cursor expires after a few minutes. Square has accepted the same query before, so if it
+      // rejects the request now, the cursor has expired. Start again from the first page. Yielding
+      // a customer twice is harmless, because callers collect customers by id.
       const isExpired = cursor !== undefined && findRejection(error) !== undefined;
       if (!isExpired || restarts === MAX_RESTARTS) throw error;
       restarts++;
@@ -59,11 +80,13 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
 
     const customers = response.customers ?? [];
     for (const { id } of customers) ids.add(id);
-    // Square counts again with every page. The largest count includes a customer that was deleted since.
+    // Square counts again for each page. If a customer was deleted during the search, the count
+    // gets smaller, but `ids` can contain that customer. Use the largest count: with a smaller one,
+    // the deleted customer would take the place of a customer that is missing.
     count = Math.max(count, Number(response.count ?? 0));
     yield { customers, count, missingCount: Math.max(count - ids.size, 0) };
 
-    // Only a missing cursor ends the search. A page that is short or empty does not.
+    // Only a missing cursor marks the last page. A short or empty page can be followed by others.
     cursor = response.cursor || undefined;
     if (cursor === undefined) return;
     if (cursors.has(cursor))
@@ -73,28 +96,31 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
 }
 
 /**
- * Yields the pages of a search like {@linkcode searchPages}, but reads several parts of a large result at the
- * same time, and reads everything again, up to twice, when customers are missing. The pages come in any order.
- * @param options.concurrency how many parts to read at the same time; 1 = one after the other, oldest first
- * @param options.until the end of the time in which customers can have been created, in ms since 1970
+ * Yields the pages of a search like {@linkcode searchPages}, with two differences. It divides a
+ * large result into slices of time and reads several of them at the same time, so the pages come in
+ * any order. And if customers are missing at the end, it runs the whole search again, up to twice.
+ * @param options.concurrency how many slices to read at the same time; 1 = do not divide the result
+ * @param options.createdBefore the end of the time to divide, in milliseconds since 1970: no
+ *   customer of the result was created later
  */
 export async function* searchCustomers(
   square: SquareClient,
   filter: Filter,
-  options: { concurrency: number; until: number },
+  options: { concurrency: number; createdBefore: number },
 ): AsyncGenerator<Page> {
-  for (let reading = 1; reading <= MAX_READINGS; reading++) {
+  for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt++) {
+    // Each attempt is a new search with its own count, so begin with 0 again.
     let missingCount = 0;
     const pages =
       options.concurrency === 1
         ? searchPages(square, filter)
-        : readInParallel((part) => searchPages(square, part), filter, options);
+        : readInParallel((slice) => searchPages(square, slice), filter, options);
     for await (const page of pages) {
       missingCount = page.missingCount;
       yield page;
     }
-    // Square counted each reading again. A customer that was deleted during the search can move another one
-    // across the edge of a page, and the next reading finds it.
+    // If a customer is deleted during a search, the customers after it move up by one place. One of
+    // them can move to a page that was already read. The next attempt returns it.
     if (missingCount === 0) return;
   }
 }

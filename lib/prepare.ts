@@ -1,14 +1,20 @@
 /**
- * Selects unpushed rows and decides which of them can be sent. Checking writes nothing. What the check found is
- * stored before the first request: an idempotency key for each row to send, the reason for each of the others.
+ * Selects unpushed rows and decides which of them can be sent. The check writes nothing. Before the
+ * first request, its result is stored: an idempotency key for each row to send, and the reason for
+ * each other row.
  *
- * A row is **in doubt** when it was sent and its outcome is unknown, for example because the reply was lost. It
- * has an idempotency key and no id. It may exist in Square, so it is looked up before it is sent again.
+ * A row is **in doubt** when it was sent and its outcome is unknown, for example because the reply
+ * was lost. It has an idempotency key and no id. It may exist in Square, so it is looked up before
+ * it is sent again.
  */
-
 import type { Database, SqlValue } from "sql.js";
 import { readUnpushedReferences } from "./customers.ts";
-import { type Contacts, createDuplicateIndex, type DuplicateIndex } from "./internal/duplicates.ts";
+import {
+  type Contacts,
+  createDuplicateIndex,
+  type DuplicateIndex,
+  type Match,
+} from "./internal/duplicates.ts";
 import { messageOf, SyncError } from "./internal/errors.ts";
 import { countWrites, isInTransaction, readRows, resetWrites } from "./internal/sql.ts";
 import { findInvalidUtf8 } from "./internal/utf8.ts";
@@ -19,6 +25,7 @@ import {
   findContacts,
   type LocalRow,
   type NewCustomer,
+  NOT_DELETED,
   TABLE,
 } from "./mapping.ts";
 
@@ -31,20 +38,22 @@ export interface PushRow {
   /** A text, because SQLite's integers can be larger than a JavaScript number. */
   localId: string;
   idempotencyKey: string;
-  /** What is sent. */
+  /** The data to send. */
   customer: NewCustomer;
-  /** What possible duplicates were found by, when the row was selected. */
+  /** The values with which the row was compared with other rows when it was selected. */
   contacts: Contacts;
-  /** It was sent before, in this run or an earlier one, and the outcome is unknown. */
+  /** The row was sent before, in this run or an earlier one, and the outcome is unknown. */
   inDoubt: boolean;
-  /** Of a row in doubt: the `reference_id`s under which Square may have it. */
+  /** Each `reference_id` under which Square may have a row in doubt. Empty for other rows. */
   references: string[];
-  /** An earlier push had a problem with it. */
+  /** The row has a `push_error` of an earlier run. */
   hadError: boolean;
   outcome: Outcome;
-  /** Square's customer id, once it is known. */
+  /** Why the row is on hold; null = it is not. */
+  holdReason: HoldReason | null;
+  /** Square's customer id, when it is known. */
   id: string | null;
-  /** Why it is rejected or on hold, or what a person should know about it. */
+  /** The reason to print: why the row is rejected or on hold, or what a person should know. */
   reason: string | null;
 }
 
@@ -58,130 +67,169 @@ export interface PushRow {
  */
 export type Outcome = "ready" | "created" | "linked" | "refused" | "held" | "later";
 
-/** Which unpushed rows to push. Every option narrows the selection. */
+/**
+ * - `duplicate`: another row has the same email address, phone number or reference id.
+ * - `opt-out`: the customer wants no marketing email, and Square would create it as subscribed.
+ * - `other`: it was sent, and what Square returned does not fit the row.
+ */
+export type HoldReason = "duplicate" | "opt-out" | "other";
+
+/** Which unpushed rows to push. The first three options narrow the selection. */
 export interface Selection {
+  /** Only rows with this `source`. */
   source: string | undefined;
-  /** RFC 3339; null = whenever they were created */
+  /** Only rows created since this time, as RFC 3339; null = all. */
   createdSince: string | null;
+  /** At most this many rows. */
   limit: number | undefined;
+  /** Send possible duplicates too. */
   allowDuplicates: boolean;
+  /** Send rows with `email_unsubscribed` too. */
   allowSubscribe: boolean;
 }
 
 // ---- Select and check ----
 
 /**
- * Selects the unpushed rows and decides which can be sent. Nothing is written that stays: the trial of each
- * save is rolled back.
+ * Selects unpushed rows and decides which of them can be sent. The check tries to save each row and
+ * undoes that again, so the database stays as it was.
  */
 export function prepareRows(db: Database, selection: Selection): PushRow[] {
-  const selected = readSelected(db, selection);
+  const selected = readSelectedRows(db, selection);
   const duplicates = selection.allowDuplicates ? undefined : indexDuplicates(db, selected);
-  const unpushed = readUnpushedReferences(db);
-  return selected.map((columns) => {
-    const row = buildPushRow(columns, unpushed);
-    checkRow(db, row, columns, duplicates, selection);
+  const localIdByReference = readUnpushedReferences(db);
+  return selected.map((stored) => {
+    const row = createPushRow(stored);
+    checkRow(db, row, stored, duplicates, selection);
+    if (row.inDoubt) row.references = listReferences(row, localIdByReference);
     return row;
   });
 }
 
-function readSelected(db: Database, { source, createdSince, limit }: Selection): LocalRow[] {
-  // Rows that had a problem come last. Otherwise they could use up --limit in every run. A created_at that is
-  // not a time could be a new one, so the row is selected.
+/** True if the row needs a request: to look it up, or to create it. */
+export function needsSquare({ outcome, inDoubt }: PushRow): boolean {
+  return outcome === "ready" || inDoubt;
+}
+
+function readSelectedRows(db: Database, { source, createdSince, limit }: Selection): LocalRow[] {
+  // Rows with an error of an earlier run come last. Otherwise, the same bad rows could use up
+  // --limit in every run. A row whose created_at is not a time is selected, because it can be new.
+  // Without the table's name, ORDER BY would sort by the text in the SELECT, and put 10 before 9.
   return readRows(
     db,
     `SELECT *, CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
-     WHERE id IS NULL AND deleted_at IS NULL AND (?1 IS NULL OR source = ?1)
+     WHERE id IS NULL AND ${NOT_DELETED} AND (?1 IS NULL OR source = ?1)
        AND (?2 IS NULL OR coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', ${CREATED_AT}), ?2) >= ?2)
      ORDER BY push_error IS NOT NULL, ${TABLE}.local_id LIMIT ?3`,
     [source ?? null, createdSince, limit ?? -1],
   );
 }
 
-function buildPushRow(columns: LocalRow, unpushed: Map<string, string>): PushRow {
-  const localId = String(columns.local_id);
-  const storedKey = String(columns.idempotency_key ?? "").trim();
-  const idempotencyKey = storedKey || crypto.randomUUID();
-  const inDoubt = storedKey !== "";
-  const { customer } = buildCustomer(columns);
-  // Square knows a row in doubt by its own reference_id, or by the one that an earlier run gave it. A reference
-  // that several rows share identifies none of them.
-  const references = [customer.referenceId ?? idempotencyKey, idempotencyKey];
-  const usable = references.filter((reference) => unpushed.get(reference) === localId);
+function createPushRow(stored: LocalRow): PushRow {
+  const storedKey = String(stored.idempotency_key ?? "").trim();
   return {
-    localId,
-    idempotencyKey,
-    customer,
-    contacts: findContacts(columns),
-    inDoubt,
-    references: inDoubt ? [...new Set(usable)] : [],
-    hadError: columns.push_error !== null,
+    localId: String(stored.local_id),
+    idempotencyKey: storedKey || crypto.randomUUID(),
+    customer: {}, // checkRow builds it.
+    contacts: findContacts(stored),
+    inDoubt: storedKey !== "",
+    references: [],
+    hadError: stored.push_error !== null,
     outcome: "ready",
+    holdReason: null,
     id: null,
     reason: null,
   };
 }
 
 /**
- * Decides whether a row can be sent.
- * @param columns the row as it is in the file now
+ * Returns the reference_id to send: the one of the row, or else its idempotency key. With it, each
+ * row can be searched for in Square.
+ */
+function chooseReferenceId({ customer, idempotencyKey }: PushRow): string {
+  return customer.referenceId ?? idempotencyKey;
+}
+
+/**
+ * Lists each reference_id under which Square may have a row in doubt. The row can have got its
+ * reference_id after it was sent, so the idempotency key is one of them. A reference that several
+ * rows share identifies none of them, so it is left out.
+ */
+function listReferences(row: PushRow, localIdByReference: Map<string, string>): string[] {
+  const references = new Set([chooseReferenceId(row), row.idempotencyKey]);
+  return [...references].filter((reference) => localIdByReference.get(reference) === row.localId);
+}
+
+/**
+ * Builds the data to send, and decides whether the row can be sent.
+ * @param stored the row as it is in the file now
  * @param duplicates undefined = do not look for possible duplicates
  */
 function checkRow(
   db: Database,
   row: PushRow,
-  columns: LocalRow,
+  stored: LocalRow,
   duplicates: DuplicateIndex | undefined,
   { allowSubscribe }: Selection,
 ): void {
-  const { customer, problems } = buildCustomer(columns, findInvalidUtf8(db, TABLE, columns));
+  const { customer, problems } = buildCustomer(stored, findInvalidUtf8(db, TABLE, stored));
   row.customer = customer;
-  const isFlag = [null, 0, 1, "", "0", "1"].includes(unsubscribedCell(columns));
-  if (!isFlag) problems.push(`${EMAIL_UNSUBSCRIBED} is invalid: expected 0 or 1`);
+  const hasOptOut = parseOptOut(stored);
+  if (hasOptOut === undefined) problems.push(`${EMAIL_UNSUBSCRIBED} is invalid: expected 0 or 1`);
   if (problems.length > 0) {
     refuse(row, problems.join("; "));
     return;
   }
-  const candidate = { localId: row.localId, id: null, ...findContacts(columns) };
-  const referenceId = customer.referenceId ?? row.idempotencyKey;
-  // A customer with the reference_id of a row in doubt can be the row itself, created and pulled.
-  const match = duplicates?.find(candidate, row.inDoubt ? referenceId : undefined);
+
+  const candidate = { localId: row.localId, id: null, ...findContacts(stored) };
+  // If a row in doubt was created in Square, a pull can have saved the new customer as a second
+  // row. That row has the reference_id that was sent. It is not a duplicate, but the row itself.
+  const options = row.inDoubt ? { ignoredReference: chooseReferenceId(row) } : {};
+  const match = duplicates?.find(candidate, options);
   if (match !== undefined) {
-    hold(row, describeMatch(match));
+    hold(row, describeMatch(match), "duplicate");
     return;
   }
-  if (isUnsubscribed(columns) && !allowSubscribe) {
+  if (hasOptOut && !allowSubscribe) {
     hold(
       row,
       `${EMAIL_UNSUBSCRIBED} is set, but Square would create the customer as subscribed to marketing email`,
+      "opt-out",
     );
     return;
   }
-  const problem = trySave(db, row, { ...customer, referenceId });
-  if (problem !== undefined)
+  const problem = trySave(db, row);
+  if (problem !== undefined) {
     refuse(row, `a constraint or trigger of the table rejects it: ${problem}`);
-  else duplicates?.add(candidate);
+    return;
+  }
+  // The row will be sent, so the rows after it are compared with it too.
+  duplicates?.add(candidate);
 }
 
-/** True for a row whose customer wants no marketing email. */
-export function isUnsubscribed(columns: LocalRow): boolean {
-  return ["1", 1].includes(unsubscribedCell(columns) ?? 0);
+/**
+ * Parses the opt-out of a row.
+ * @returns true if the customer wants no marketing email; undefined if the value is invalid
+ */
+export function parseOptOut(stored: LocalRow): boolean | undefined {
+  const value = stored[EMAIL_UNSUBSCRIBED] ?? "";
+  if (value instanceof Uint8Array) return undefined;
+  const text = String(value).trim();
+  if (text === "1") return true;
+  return text === "" || text === "0" ? false : undefined;
 }
 
-function unsubscribedCell(columns: LocalRow): string | number | null {
-  const value = columns[EMAIL_UNSUBSCRIBED] ?? null;
-  return value instanceof Uint8Array ? "bytes" : typeof value === "string" ? value.trim() : value;
-}
-
-// Deleted customers hold nothing: the same person may come back.
+/** Indexes the rows that a selected row can be a duplicate of. */
 function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
   const index = createDuplicateIndex(selected.map(findContacts));
-  const contacts = ["emailAddress", "phoneNumber", "referenceId"] as const;
+  const columns = [columnOf("emailAddress"), columnOf("phoneNumber"), columnOf("referenceId")];
+  // Customers of Square, and rows that were sent. checkRow adds the rows that will be sent. Deleted
+  // customers are left out, because the same person may come back.
   const statement = db.prepare(
-    `SELECT CAST(local_id AS TEXT) AS local_id, id, ${contacts.map(columnOf).join(", ")} FROM ${TABLE}
-     WHERE deleted_at IS NULL AND (id IS NOT NULL OR idempotency_key IS NOT NULL)`,
+    `SELECT CAST(local_id AS TEXT) AS local_id, id, ${columns.join(", ")} FROM ${TABLE}
+     WHERE ${NOT_DELETED} AND (id IS NOT NULL OR idempotency_key IS NOT NULL)`,
   );
-  // One row at a time, because the whole directory can be large.
+  // This can be a large directory, so it is read one row at a time.
   while (statement.step()) {
     const row = statement.getAsObject();
     const id = row.id === null ? null : String(row.id);
@@ -191,34 +239,36 @@ function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
   return index;
 }
 
-function describeMatch(match: NonNullable<ReturnType<DuplicateIndex["find"]>>): string {
+function describeMatch(match: Match): string {
   const customer = match.id === null ? "" : `, customer ${match.id}`;
   return `same ${columnOf(match.field)} as row ${match.localId}${customer}`;
 }
 
 /**
- * Tries what a push will save, and undoes it. a constraint or trigger of the table, such as a NOT NULL column or a trigger of
- * yours, would otherwise reject the row only after the customer was created in Square, in every run again.
+ * Tries what a push will save, and undoes it. Without this trial, a constraint or trigger of the
+ * table would reject the save only after the customer was created in Square, and again in every
+ * run.
  * @returns SQLite's reason, or undefined when the save works
  */
-function trySave(db: Database, row: PushRow, customer: NewCustomer) {
+function trySave(db: Database, row: PushRow): string | undefined {
   const now = new Date().toISOString();
   const example = buildRow({
-    ...customer,
-    id: "ABCDEFGHIJKLMNOPQRSTUVWXYZ", // has the form of Square's ids
+    ...row.customer,
+    referenceId: chooseReferenceId(row),
+    id: "ABCDEFGHIJKLMNOPQRSTUVWXYZ", // It has the form of Square's ids.
     createdAt: now,
     updatedAt: now,
     creationSource: "THIRD_PARTY",
     version: 0n,
   });
-  const columns = Object.keys(example);
-  const set = [...columns, "synced_at"].map((column) => `${column} = ?`);
+  const columns = [...Object.keys(example), "synced_at"];
+  const assignments = columns.map((column) => `${column} = ?`);
   let problem: string | undefined;
-  const writes = countWrites(db);
+  const writesBefore = countWrites(db);
   db.run("SAVEPOINT trial");
   try {
-    storeKey(db, row, String(customer.referenceId));
-    db.run(`UPDATE ${TABLE} SET ${set.join(", ")}, push_error = NULL WHERE local_id = ?`, [
+    storeKey(db, row);
+    db.run(`UPDATE ${TABLE} SET ${assignments.join(", ")}, push_error = NULL WHERE local_id = ?`, [
       ...Object.values(example),
       now,
       row.localId,
@@ -227,76 +277,106 @@ function trySave(db: Database, row: PushRow, customer: NewCustomer) {
   } catch (error) {
     problem = messageOf(error);
   }
-  // A rule with ROLLBACK ends the whole transaction. Rows are checked before anything is written in it, so
-  // nothing is lost, and another transaction takes its place.
+  // A constraint or trigger with ROLLBACK ends the whole transaction. All rows are checked before
+  // the first one is written, so nothing is lost, and a new transaction can take its place.
   db.run(isInTransaction(db) ? "ROLLBACK TO trial; RELEASE trial" : "BEGIN");
-  // Otherwise an update would save the file although the trial has left no change in it.
-  resetWrites(db, writes);
+  // The trial has left no change. Without this call, its writes would still count, and an update
+  // would save the file without need.
+  resetWrites(db, writesBefore);
   return problem;
 }
 
-/** Checks rows again, as they are in the file now, right before they are sent. */
+/**
+ * Checks rows again right before they are sent, because another program may have edited them. Rows
+ * that must not be sent anymore get another outcome than `ready`.
+ */
 export function checkAgain(db: Database, rows: readonly PushRow[], selection: Selection): void {
-  const waiting = rows.flatMap((row) => {
-    const columns = readWaiting(db, row);
-    if (columns !== undefined && columns.deleted_at === null) return [{ row, columns }];
-    row.outcome = "later";
-    row.reason = "another program changed or removed it during the push";
-    return [];
-  });
-  // Reading the whole table again takes time, so only rows with another email, phone or reference_id are
-  // compared with it.
-  const changed = waiting.filter(({ row, columns }) => hasOtherContacts(row, columns));
-  const duplicates =
-    changed.length === 0 || selection.allowDuplicates
-      ? undefined
-      : indexDuplicates(
-          db,
-          changed.map(({ columns }) => columns),
-        );
-  for (const { row, columns } of waiting) {
-    Object.assign(row, { outcome: "ready", reason: null });
-    const isChanged = hasOtherContacts(row, columns);
-    checkRow(db, row, columns, isChanged ? duplicates : undefined, selection);
-    row.customer = { referenceId: row.idempotencyKey, ...row.customer };
+  const current: { row: PushRow; stored: LocalRow; isChanged: boolean }[] = [];
+  for (const row of rows) {
+    const stored = readUnpushedRow(db, row);
+    if (stored === undefined) {
+      row.outcome = "later";
+      row.reason = "another program changed or removed it during the push";
+      continue;
+    }
+    // This step can run twice, so begin with a clean outcome.
+    row.outcome = "ready";
+    row.holdReason = null;
+    row.reason = null;
+    current.push({ row, stored, isChanged: hasChangedContacts(row, stored) });
   }
-  // The check of a row can undo what was written in the transaction before, so write at the end.
-  for (const { row } of waiting)
-    if (row.outcome !== "ready") saveReason(db, row, "", row.inDoubt ? row.idempotencyKey : null);
+
+  // Reading the whole table again takes time. So only rows with a new email address, phone number
+  // or reference_id are compared with the others again.
+  const changed = current.filter(({ isChanged }) => isChanged).map(({ stored }) => stored);
+  const needsIndex = changed.length > 0 && !selection.allowDuplicates;
+  const duplicates = needsIndex ? indexDuplicates(db, changed) : undefined;
+  for (const { row, stored, isChanged } of current) {
+    checkRow(db, row, stored, isChanged ? duplicates : undefined, selection);
+    // storeKeys has given each row a reference_id. If another program has removed it since, send
+    // the same one, so that the row can be looked up.
+    row.customer.referenceId = chooseReferenceId(row);
+  }
+
+  // checkRow can undo what was written before it in this transaction, so write at the end. A row
+  // that was not sent needs no idempotency key.
+  for (const { row } of current)
+    if (row.outcome !== "ready") saveReason(db, row, { clearKey: !row.inDoubt });
 }
 
-function hasOtherContacts({ contacts, idempotencyKey }: PushRow, columns: LocalRow): boolean {
-  const { emailAddress, phoneNumber, referenceId } = findContacts(columns);
+/** True if a row has other contacts than when it was selected. */
+function hasChangedContacts({ contacts, idempotencyKey }: PushRow, stored: LocalRow): boolean {
+  const { emailAddress, phoneNumber, referenceId } = findContacts(stored);
+  // storeKeys has saved the idempotency key as the reference_id of a row without one.
+  const expectedReferenceId = contacts.referenceId || idempotencyKey;
   return (
     emailAddress !== contacts.emailAddress ||
     phoneNumber !== contacts.phoneNumber ||
-    referenceId !== (contacts.referenceId || idempotencyKey)
+    referenceId !== expectedReferenceId
   );
 }
 
-/** Reads a row as it is in the file now; undefined when it is gone or has an id. */
-export function readWaiting(db: Database, { idempotencyKey }: PushRow): LocalRow | undefined {
+/** Reads a row as it is in the file now; undefined when it was removed or has an id. */
+export function readUnpushedRow(db: Database, { idempotencyKey }: PushRow): LocalRow | undefined {
   const sql = `SELECT *, CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
-    WHERE idempotency_key = ? AND id IS NULL`;
+    WHERE idempotency_key = ? AND id IS NULL AND ${NOT_DELETED}`;
   return readRows(db, sql, [idempotencyKey])[0];
 }
 
 // ---- Store the idempotency keys ----
 
 /**
- * Writes to each row what the check found: an idempotency key and a `reference_id` that Square can be asked for,
- * or the reason why the row is not sent. If a key were made at the moment of the call, it would be lost together
- * with the reply, and the next run would create the customer again.
- * @throws SyncError (failed) when the file does not keep a key
+ * Stores the result of the check in each row: an idempotency key and a `reference_id` by which
+ * Square can be searched, or the reason why the row is not sent. If a key were created at the time
+ * of the request, it would be lost together with the reply, and the next run would create the
+ * customer again.
+ * @throws SyncError (failed) when the table does not keep a key
  */
 export function storeKeys(db: Database, rows: readonly PushRow[]): void {
-  for (const row of rows) {
-    if (row.outcome === "ready") storeKey(db, row, row.customer.referenceId ?? row.idempotencyKey);
-    else db.run(`UPDATE ${TABLE} SET push_error = ? WHERE local_id = ?`, [row.reason, row.localId]);
+  for (const row of rows)
+    if (row.outcome !== "ready")
+      writeReason(db, `UPDATE ${TABLE} SET push_error = ? WHERE local_id = ?`, [
+        row.reason,
+        row.localId,
+      ]);
+  for (const row of rows) if (row.outcome === "ready") storeKey(db, row);
+}
+
+/**
+ * Writes the reason of a row. The trigger that rejects the row can reject this write too. The reason
+ * is then only printed, and the other rows go on.
+ */
+function writeReason(db: Database, sql: string, values: SqlValue[]): void {
+  try {
+    db.run(sql, values);
+  } catch {
+    // A trigger with ROLLBACK has ended the transaction. Only reasons were written in it so far.
+    if (!isInTransaction(db)) db.run("BEGIN");
   }
 }
 
-function storeKey(db: Database, row: PushRow, referenceId: string): void {
+function storeKey(db: Database, row: PushRow): void {
+  const referenceId = chooseReferenceId(row);
   db.run(`UPDATE ${TABLE} SET idempotency_key = ?, ${REFERENCE_ID} = ? WHERE local_id = ?`, [
     row.idempotencyKey,
     referenceId,
@@ -317,25 +397,32 @@ function storeKey(db: Database, row: PushRow, referenceId: string): void {
 
 // ---- Outcomes ----
 
-// Only Square's own rejection proves that nothing was created, and only then the key is cleared. A row in doubt
-// keeps its key: the rejection of one attempt proves nothing about an earlier one.
+/**
+ * Saves the reason of a row in `push_error`.
+ * @param options.clearKey removes the idempotency key. Do this only when it is certain that no
+ *   request with this key was executed. Otherwise, the next run would create the customer again
+ * @param options.details saved after the reason, and never printed
+ */
 export function saveReason(
   db: Database,
   row: PushRow,
-  details = "",
-  key: SqlValue = row.outcome === "refused" && !row.inDoubt ? null : row.idempotencyKey,
+  { clearKey, details = "" }: { clearKey: boolean; details?: string },
 ): void {
-  db.run(
+  writeReason(
+    db,
     `UPDATE ${TABLE} SET push_error = ?, idempotency_key = ? WHERE idempotency_key = ? AND id IS NULL`,
-    [`${row.reason} ${details}`.trim(), key, row.idempotencyKey],
+    [`${row.reason} ${details}`.trim(), clearKey ? null : row.idempotencyKey, row.idempotencyKey],
   );
 }
 
-export function hold(row: PushRow, reason: string): void {
+/** Puts a row on hold. */
+export function hold(row: PushRow, reason: string, holdReason: HoldReason): void {
   row.outcome = "held";
   row.reason = reason;
+  row.holdReason = holdReason;
 }
 
+/** Marks a row as rejected. */
 export function refuse(row: PushRow, reason: string): void {
   row.outcome = "refused";
   row.reason = reason;

@@ -1,14 +1,15 @@
 /**
- * Creates unpushed rows in Square. prepare.ts has selected and checked them, and stored their idempotency keys.
- * Rows in doubt are looked up first. Then the others are sent, and the ids are saved after every reply.
+ * Creates unpushed rows in Square. Before this, prepare.ts has selected and checked the rows, and
+ * has stored their idempotency keys. Rows in doubt are looked up first. The others are sent, and
+ * their ids are saved after each reply.
  */
 import type { Square, SquareClient } from "square";
 import type { DatabaseFile } from "./database.ts";
 import type { RunContext } from "./internal/context.ts";
 import { SyncError } from "./internal/errors.ts";
 import {
-  describeDenial,
-  describeSquareError,
+  createDeniedError,
+  createSquareError,
   findRejection,
   formatErrors,
   hasCategory,
@@ -20,8 +21,9 @@ import { searchPages } from "./paging.ts";
 import { checkAgain, type PushRow, type Selection, saveReason } from "./prepare.ts";
 
 /**
- * Divides rows into batches. Rows that had a problem before go last and into batches of their own, so that they
- * do not make Square reject a call with good rows.
+ * Divides rows into batches. Rows with an error of an earlier run go last and into their own
+ * batches, because a bad row can make Square reject the whole request, together with the good rows
+ * in it.
  */
 export function divideIntoBatches(rows: readonly PushRow[], size: number): PushRow[][] {
   const batches: PushRow[][] = [];
@@ -35,43 +37,51 @@ export function divideIntoBatches(rows: readonly PushRow[], size: number): PushR
 
 // ---- Look up rows in doubt ----
 
-/** Searches Square for the rows in doubt and links those that exist already. */
+/** Searches Square for the rows in doubt, and links those that exist already. */
 export async function linkRowsInDoubt(
   square: SquareClient,
   database: DatabaseFile,
   rows: readonly PushRow[],
 ): Promise<void> {
-  const found = new Map<PushRow, Square.Customer>();
+  const successes: Success[] = [];
   for (const row of rows) {
-    const customer = row.inDoubt ? await findByReference(square, row.references) : undefined;
-    if (customer !== undefined) found.set(row, customer);
+    if (!row.inDoubt) continue;
+    const customer = await findByReference(square, row.references);
+    if (customer !== undefined) successes.push({ row, customer, outcome: "linked" });
   }
-  if (found.size === 0) return;
-  const successes = [...found].map(
-    ([row, customer]): Success => ({ row, customer, outcome: "linked" }),
-  );
-  await database.update((db) => saveSuccesses(db, successes));
+  if (successes.length > 0) await database.update((db) => saveSuccesses(db, successes));
 }
 
-// A reference_id is not unique in Square. If two customers have it, neither is known to be the row.
-async function findByReference(square: SquareClient, references: readonly string[]) {
+/**
+ * Searches for the customer that has one of the references. A `reference_id` is not unique in
+ * Square. If two customers are found, it is unknown which one is the row, so neither is returned.
+ */
+async function findByReference(
+  square: SquareClient,
+  references: readonly string[],
+): Promise<Square.Customer | undefined> {
   const found = new Map<string, Square.Customer>();
-  // Square's filter ignores case, so compare again.
-  for (const exact of references)
-    for await (const { customers } of searchPages(square, { referenceId: { exact } }))
-      for (const customer of customers)
-        if (customer.id !== undefined && customer.referenceId === exact)
-          found.set(customer.id, customer);
+  for (const reference of references) {
+    for await (const page of searchPages(square, { referenceId: { exact: reference } })) {
+      for (const customer of page.customers) {
+        // Square's filter ignores case, so compare again.
+        const isSame = customer.referenceId === reference;
+        if (isSame && customer.id !== undefined) found.set(customer.id, customer);
+      }
+    }
+  }
   return found.size === 1 ? [...found.values()][0] : undefined;
 }
 
 // ---- Send ----
 
 /**
- * Creates customers in Square and saves their ids. When Square rejects the call as a whole, the rows that its
- * errors name are taken out, and the others are sent again. If the errors name no row, the rows are divided into
- * halves, until the bad ones are found.
- * @param rows at most 100; those whose outcome is not `ready` are left out
+ * Creates customers in Square, and saves their ids. This sets the outcome of each row.
+ *
+ * One bad row can make Square reject a whole request. If the errors name rows, these are taken out
+ * and the others are sent again. If not, each half of the rows is sent alone, until the bad rows
+ * are found.
+ * @param rows at most 100. Only rows with the outcome `ready` are sent
  * @param options.batchSize 1 = call CreateCustomer for each row instead of BulkCreateCustomers
  * @throws SquareError when Square does not answer, or rejects the token
  */
@@ -82,60 +92,82 @@ export async function createCustomers(
   rows: readonly PushRow[],
   options: Selection & { batchSize: number },
 ): Promise<void> {
-  const due = rows.filter(({ outcome }) => outcome === "ready");
-  // Another program may have changed the rows since they were checked. Send them as they are now.
-  await database.update((db) => checkAgain(db, due, options));
-  const ready = due.filter(({ outcome }) => outcome === "ready");
+  const checked = rows.filter(({ outcome }) => outcome === "ready");
+  // Another program may have edited the rows since they were checked. Send them as they are now.
+  await database.update((db) => checkAgain(db, checked, options));
+  const ready = checked.filter(({ outcome }) => outcome === "ready");
   if (ready.length === 0) return;
 
-  const before = context.traffic.unknownOutcomes;
-  const isUncertain = () => context.traffic.unknownOutcomes > before;
   let responses: Record<string, Square.CreateCustomerResponse>;
   try {
-    responses =
-      options.batchSize === 1
-        ? await createOneByOne(square, ready)
-        : await createInBulk(square, ready);
+    responses = await sendRows(square, context, ready, options.batchSize);
   } catch (error) {
-    // An attempt without a reply may have created the customers, whatever the next attempt returned.
-    if (isUncertain()) for (const row of ready) row.inDoubt = true;
     const errors = findRejection(error);
     if (errors === undefined) {
       await postpone(database, context, ready, error);
       throw error;
     }
     const named = ready.filter((row) => listErrorsOf(row, errors).length > 0);
-    if (named.length > 0 || ready.length === 1) {
-      const bad = named.length > 0 ? named : ready;
+    if (named.length > 0) {
       await database.update((db) => {
-        for (const row of bad)
-          saveErrors(db, row, named.length > 0 ? listErrorsOf(row, errors) : errors);
+        for (const row of named) saveErrors(db, row, listErrorsOf(row, errors));
       });
+      // The rows that were named are not `ready` anymore, so this sends the others.
       await createCustomers(square, database, context, ready, options);
+    } else if (ready.length === 1) {
+      await database.update((db) => {
+        for (const row of ready) saveErrors(db, row, errors);
+      });
     } else {
-      const middle = ready.length >> 1;
+      const middle = Math.floor(ready.length / 2);
       await createCustomers(square, database, context, ready.slice(0, middle), options);
       await createCustomers(square, database, context, ready.slice(middle), options);
     }
     return;
   }
 
-  if (isUncertain()) for (const row of ready) row.inDoubt = true;
   const replies = ready.map((row) => ({ row, reply: responses[row.idempotencyKey] ?? {} }));
   await database.update((db) => {
     const successes: Success[] = [];
     for (const { row, reply } of replies) {
-      if (reply.customer?.id === undefined) saveErrors(db, row, readErrors(reply));
-      else successes.push({ row, customer: reply.customer, outcome: "created" });
+      const { customer } = reply;
+      if (customer?.id === undefined) saveErrors(db, row, readErrors(reply));
+      else successes.push({ row, customer, outcome: "created" });
     }
     saveSuccesses(db, successes);
   });
+  // If Square rejects the token for one row, it would do so for all other batches. So end the run,
+  // after the rows that were created are saved.
   const allErrors = replies.flatMap(({ reply }) => readErrors(reply));
-  if (hasCategory(allErrors, "AUTHENTICATION_ERROR")) throw describeDenial(formatErrors(allErrors));
+  if (hasCategory(allErrors, "AUTHENTICATION_ERROR"))
+    throw createDeniedError(formatErrors(allErrors));
+}
+
+/** Sends rows to Square. Returns the response for each idempotency key. */
+async function sendRows(
+  square: SquareClient,
+  context: RunContext,
+  rows: readonly PushRow[],
+  batchSize: number,
+): Promise<Record<string, Square.CreateCustomerResponse>> {
+  const before = context.traffic.unknownOutcomes;
+  try {
+    if (batchSize > 1) return await createInBulk(square, rows);
+    const responses: Record<string, Square.CreateCustomerResponse> = {};
+    for (const row of rows) responses[row.idempotencyKey] = await createOne(square, row);
+    return responses;
+  } finally {
+    // The client retries a request without a reply. The attempt without a reply may have created
+    // the customers, whatever the last attempt returned.
+    if (context.traffic.unknownOutcomes > before) for (const row of rows) row.inDoubt = true;
+  }
 }
 
 /** @see https://developer.squareup.com/reference/square/customers-api/bulk-create-customers */
-async function createInBulk(square: SquareClient, rows: readonly PushRow[]) {
+async function createInBulk(
+  square: SquareClient,
+  rows: readonly PushRow[],
+): Promise<Record<string, Square.CreateCustomerResponse>> {
   const customers: Record<string, NewCustomer> = {};
   for (const { idempotencyKey, customer } of rows) customers[idempotencyKey] = customer;
   const { responses = {} } = await square.customers.batchCreate({ customers });
@@ -143,23 +175,31 @@ async function createInBulk(square: SquareClient, rows: readonly PushRow[]) {
 }
 
 /** @see https://developer.squareup.com/reference/square/customers-api/create-customer */
-async function createOneByOne(square: SquareClient, rows: readonly PushRow[]) {
-  const responses: Record<string, Square.CreateCustomerResponse> = {};
-  for (const { idempotencyKey, customer } of rows)
-    responses[idempotencyKey] = await square.customers.create({ ...customer, idempotencyKey });
-  return responses;
+async function createOne(
+  square: SquareClient,
+  { idempotencyKey, customer }: PushRow,
+): Promise<Square.CreateCustomerResponse> {
+  return await square.customers.create({ ...customer, idempotencyKey });
 }
 
-// One of these rows may be why Square does not answer. With a reason they come last in the next run.
+/**
+ * Saves a temporary error of Square as the `push_error` of the rows that were sent. One of them may
+ * be the reason why Square does not answer. With a `push_error`, they come last in the next run,
+ * and do not stop the other rows again.
+ */
 async function postpone(
   database: DatabaseFile,
   context: RunContext,
   rows: readonly PushRow[],
   error: unknown,
 ): Promise<void> {
-  const described = error instanceof SyncError ? error : describeSquareError(error, context);
+  const described = error instanceof SyncError ? error : createSquareError(error, context);
   if (described?.kind !== "temporary") return;
+  for (const row of rows) {
+    row.outcome = "later";
+    row.reason = described.message;
+  }
   await database.update((db) => {
-    for (const row of rows) saveReason(db, { ...row, outcome: "later", reason: described.message });
+    for (const row of rows) saveReason(db, row, { clearKey: false });
   });
 }

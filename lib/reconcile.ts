@@ -2,188 +2,189 @@
  * Finds customers that were deleted or merged in Square.
  *
  * Square does not report deletions: a deleted customer only stops appearing in search. Reading the
- * whole directory every night would find it, at one request for each 100 customers. Counting is
- * cheaper:
+ * whole directory every night would find it, but takes one request for each 100 customers. Counting
+ * takes fewer:
  *
  *   1. Ask Square how many customers it has. If the file has as many, one request was enough.
- *   2. If not, divide the customers by creation time into two halves, and count again. Each half
- *      whose count differs is divided again, until one or a few pages hold all of it.
- *   3. Compare the ids on these pages with the ids in the file.
- *   4. Look up each id that search did not return. Only this answer decides about a customer.
+ *   2. If not, divide the customers into two slices by creation time, and ask for the count of
+ *      each. Divide each slice whose count differs again, until it has only one or a few pages.
+ *   3. Read these pages, and compare their ids with the ids in the file.
+ *   4. Look up each id that search did not return. Only the answer to this request decides whether
+ *      the customer was deleted.
  *
- * Counts can be equal although one customer is missing, if the file also lacks one. The difference
- * shows as soon as a later pull has brought the customer that the file lacks.
+ * If the file lacks one customer and Square another, the counts are equal and hide both. A later
+ * pull adds the customer that the file lacks. Then the counts differ.
  */
 import type { Square, SquareClient } from "square";
+import type { LiveCustomer } from "./customers.ts";
 import { SyncError } from "./internal/errors.ts";
+import { isRejection, readErrors } from "./internal/square-errors.ts";
 import { formatTime } from "./internal/time.ts";
-import { type Filter, searchPages } from "./paging.ts";
+import { type Filter, PAGE_SIZE, requestPage, searchPages } from "./paging.ts";
+import { buildTimeRange } from "./window.ts";
 
-const PAGE_SIZE = 100; // the most that Square allows, for a search and for a bulk retrieve
+// BulkRetrieveCustomers accepts at most this many ids in one request.
+const MAX_IDS = 100;
 
-// A small stretch is read page by page, instead of being divided, if that takes fewer requests: one
-// for each page, compared with about three for each difference. Large stretches are always divided,
-// because their differences are often in one place, for example after a wrong import was deleted.
-const SMALL_STRETCH_PAGES = 8;
+// A small slice is read instead of divided if reading takes fewer requests: one for each page, and
+// not about three for each difference. A large slice is always divided, because the differences are
+// often next to each other, for example after a wrong import was deleted.
+const SMALL_SLICE_PAGES = 8;
 const REQUESTS_PER_DIFFERENCE = 3;
-
-/** A live row of the file: its customer came from Square, and is not marked as deleted. */
-export interface LocalCustomer {
-  id: string;
-  /** The time as RFC 3339. It can also be any other text, because other programs edit the file. */
-  createdAt: string;
-  /** Has a name, company, email address or phone number. Square's search and count skip others. */
-  isSearchable: boolean;
-}
 
 export interface Comparison {
   /** How many customers of the file were compared. */
   checked: number;
-  /** Ids in the file that search did not return. `lookUpCustomers` finds out why. */
-  notFound: string[];
+  /** Ids of the file that search did not return. `lookUpCustomers` finds out why. */
+  missingInSearch: string[];
   /**
-   * Customers that search returned and that `customers` lacks. Search lags behind deletions too, so
-   * `lookUpCustomers` decides about them as well.
+   * Ids that search returned and that the file does not have. Search can still return a customer
+   * that was just deleted, so look these ids up as well.
    */
-  unknown: Square.Customer[];
+  missingInFile: string[];
 }
 
-/** What Square answered about one id. */
+/** What Square returns for one id. */
 export type LookUp =
   | { outcome: "deleted" }
-  /** Merged into `customer`. After several merges it is the newest one. */
+  /** Merged into `customer`. If that one was merged too, `customer` is the last of the chain. */
   | { outcome: "merged"; customer: Square.Customer }
-  /** Search does not return it, for example because it has no public field. */
+  /** Square has the customer, although search may not return it. */
   | { outcome: "present"; customer: Square.Customer };
 
-/** All customers that were created in one range of time. */
-interface Stretch {
-  /** In milliseconds since 1970. The first stretch is open, because the file can lack its start. */
+/** A range of creation times, and the customers of the file in it. */
+interface Slice {
+  /** In milliseconds since 1970. The first slice has no start, so it includes older customers. */
   startAt: number | undefined;
   endAt: number;
-  /** The searchable customers of the file in this range, oldest first. */
+  /** The searchable customers of the file, oldest first. */
   customers: DatedCustomer[];
 }
 
 interface DatedCustomer {
   id: string;
+  /** In milliseconds since 1970. */
   createdAt: number;
 }
 
-interface CountedStretch extends Stretch {
+interface CountedSlice extends Slice {
   /** How many customers Square has in this range. */
   count: number;
 }
 
 /**
- * Compares the customers of the file with Square's. Sends SearchCustomers requests only, and
- * changes nothing.
- * @param customers all live rows of the file, including those created after `before`
- * @param options.before compares only customers created before this moment, in ms since 1970.
- *   Search lags behind, and may not return a customer that was created a moment ago
- * @param options.concurrency how many stretches are counted or read at the same time
- * @param options.filter compares only customers that match these conditions. It must be the filter of the pulls:
- *   a customer that they leave out is otherwise counted as one that the file lacks
+ * Compares the customers of the file with Square's. It only searches, and changes nothing.
+ * @param customers all live customers of the file, including those created after `createdBefore`
+ * @param options.createdBefore compares only customers created before this time, in milliseconds
+ *   since 1970. Search may not return a customer that was created a moment ago
+ * @param options.concurrency how many slices are counted or read at the same time
+ * @param options.filter compares only customers that match these conditions. Use the filter of the
+ *   pulls: otherwise, customers that the pulls leave out count as missing in the file
  */
 export async function compareWithSquare(
   square: SquareClient,
-  customers: LocalCustomer[],
-  { before, concurrency, filter = {} }: { before: number; concurrency: number; filter?: Filter },
+  customers: LiveCustomer[],
+  options: { createdBefore: number; concurrency: number; filter?: Filter },
 ): Promise<Comparison> {
+  const { createdBefore, concurrency, filter = {} } = options;
   const liveIds = new Set(customers.map(({ id }) => id));
-  const { searchable, others } = classifyCustomers(customers, before);
-  const notFound = [...others];
-  const unknown = new Map<string, Square.Customer>();
+  const { searchable, unsearchableIds } = classifyCustomers(customers, createdBefore);
+  const missingInSearch = [...unsearchableIds];
+  const missingInFile = new Set<string>();
 
-  // Square does not say whether a range includes its end. So end at a moment at which no customer
-  // of the file was created.
+  // Square does not document whether a range includes its end. So choose an end at which no
+  // customer of the file was created.
   const times = new Set(searchable.map(({ createdAt }) => createdAt));
-  let endAt = before;
+  let endAt = createdBefore;
   while (times.has(endAt)) endAt--;
-  const whole: Stretch = {
+  const whole: Slice = {
     startAt: undefined,
     endAt,
     customers: searchable.filter(({ createdAt }) => createdAt < endAt),
   };
 
-  /** Compares a stretch with everything that Square returned for it. */
-  function compareIds(stretch: Stretch, returned: Square.Customer[]): void {
+  /** Compares the ids of a slice with all customers that Square returned for it. */
+  function compareIds(slice: Slice, returned: Square.Customer[]): void {
     const returnedIds = new Set(returned.map(({ id }) => id));
-    for (const { id } of stretch.customers) if (!returnedIds.has(id)) notFound.push(id);
-    // Unknown to the whole file, not only to this stretch: `created_at` in the file can be wrong.
-    for (const customer of returned)
-      if (customer.id !== undefined && !liveIds.has(customer.id))
-        unknown.set(customer.id, customer);
-  }
-
-  /** Counts Square's customers in a stretch. If the reply also holds all of them, it `isDone`. */
-  async function countStretch(stretch: Stretch): Promise<{ count: number; isDone: boolean }> {
-    const reply = await square.customers.search({
-      limit: BigInt(PAGE_SIZE),
-      count: true,
-      query: {
-        filter: { ...filter, createdAt: buildTimeRange(stretch) },
-        sort: { field: "CREATED_AT", order: "ASC" },
-      },
-    });
-    const page = reply.customers ?? [];
-    const isDone = !reply.cursor;
-    if (isDone) compareIds(stretch, page);
-    return { count: Number(reply.count ?? page.length), isDone };
+    for (const { id } of slice.customers) if (!returnedIds.has(id)) missingInSearch.push(id);
+    // A row with a wrong `created_at` is in another slice. So compare with the ids of the whole
+    // file.
+    for (const { id } of returned) if (id !== undefined && !liveIds.has(id)) missingInFile.add(id);
   }
 
   /**
-   * Reads all pages of a stretch. If Square returns too few customers, the lookup prevents a wrong
-   * conclusion, and a customer that the file lacks is found on a later night.
+   * Asks for the count of a slice. The reply also has the first page. If that is the only page, the
+   * ids are compared as well, and the slice `isDone`.
    */
-  async function readStretch(stretch: Stretch): Promise<void> {
-    const returned: Square.Customer[] = [];
-    const pages = searchPages(square, { ...filter, createdAt: buildTimeRange(stretch) });
-    for await (const page of pages) returned.push(...page.customers);
-    compareIds(stretch, returned);
+  async function countOrCompare(slice: Slice): Promise<{ count: number; isDone: boolean }> {
+    const response = await requestPage(square, buildFilter(filter, slice));
+    const page = response.customers ?? [];
+    const isDone = !response.cursor;
+    if (isDone) compareIds(slice, page);
+    // An empty result has no count.
+    return { count: Number(response.count ?? page.length), isDone };
   }
 
-  /** Divides a stretch whose count differs, or reads it. Returns the parts that remain. */
-  async function narrow(stretch: CountedStretch): Promise<CountedStretch[]> {
-    const difference = Math.abs(stretch.count - stretch.customers.length);
+  /**
+   * Reads all pages of a slice. Square can return fewer customers than it counts. A customer of the
+   * file that is missing for this reason is looked up, so it is not marked as deleted. A customer
+   * that the file does not have is found by a later run.
+   */
+  async function readSlice(slice: Slice): Promise<void> {
+    const returned: Square.Customer[] = [];
+    for await (const page of searchPages(square, buildFilter(filter, slice)))
+      returned.push(...page.customers);
+    compareIds(slice, returned);
+  }
+
+  /**
+   * Reads or divides a slice whose counts differ. Does nothing if they are equal.
+   * @returns the slices into which it was divided and that are not done yet
+   */
+  async function processSlice(slice: CountedSlice): Promise<CountedSlice[]> {
+    const difference = Math.abs(slice.count - slice.customers.length);
     if (difference === 0) return [];
-    const pages = Math.ceil(stretch.count / PAGE_SIZE);
-    const isDense = pages <= SMALL_STRETCH_PAGES && difference * REQUESTS_PER_DIFFERENCE >= pages;
-    const halves = isDense ? undefined : divideStretch(stretch);
-    if (!halves) {
-      await readStretch(stretch);
+    const pages = Math.ceil(slice.count / PAGE_SIZE);
+    const isReadFaster =
+      pages <= SMALL_SLICE_PAGES && pages <= difference * REQUESTS_PER_DIFFERENCE;
+    const halves = isReadFaster ? undefined : divideSlice(slice);
+    if (halves === undefined) {
+      await readSlice(slice);
       return [];
     }
-    const { left, right } = halves;
-    const { count, isDone } = await countStretch(left);
-    // What is not in the left half is in the right half. So one request counts both.
-    const countedRight = { ...right, count: stretch.count - count };
-    return isDone ? [countedRight] : [{ ...left, count }, countedRight];
+    const { older, newer } = halves;
+    const { count, isDone } = await countOrCompare(older);
+    // A customer of Square that is not in the older slice is in the newer one. So its count needs
+    // no request.
+    const countedNewer = { ...newer, count: slice.count - count };
+    return isDone ? [countedNewer] : [{ ...older, count }, countedNewer];
   }
 
-  // Level by level: all halves, then all quarters. So no more than `concurrency` stretches are read
-  // at the same time, and each cursor is used before it expires.
-  const { count, isDone } = await countStretch(whole);
-  let stretches: CountedStretch[] = isDone ? [] : [{ ...whole, count }];
-  while (stretches.length > 0) {
-    const parts: CountedStretch[] = [];
-    await forEachInParallel(stretches, concurrency, async (stretch) => {
-      for (const part of await narrow(stretch)) parts.push(part);
+  // Process all slices of one level before those of the next: all halves, then all quarters. So no
+  // more than `concurrency` slices are read at the same time, and no cursor waits until it expires.
+  const { count, isDone } = await countOrCompare(whole);
+  let slices: CountedSlice[] = isDone ? [] : [{ ...whole, count }];
+  while (slices.length > 0) {
+    const nextSlices: CountedSlice[] = [];
+    await forEachInParallel(slices, concurrency, async (slice) => {
+      nextSlices.push(...(await processSlice(slice)));
     });
-    stretches = parts;
+    slices = nextSlices;
   }
 
   return {
-    checked: whole.customers.length + others.length,
-    notFound,
-    unknown: [...unknown.values()],
+    checked: whole.customers.length + unsearchableIds.length,
+    missingInSearch,
+    missingInFile: [...missingInFile],
   };
 }
 
 /**
- * Asks Square for customers by id, with BulkRetrieveCustomers.
- * @throws SyncError (temporary) when the answer about an id is neither a customer nor NOT_FOUND, so
- *   that nothing can be concluded from it
+ * Looks up customers by id.
+ * @throws SyncError when Square returns neither a customer nor NOT_FOUND for one of the ids,
+ *   because nothing can be concluded from that. It is `failed` when Square rejects the id, so that
+ *   the next run would fail too, and otherwise `temporary`
+ * @see https://developer.squareup.com/reference/square/customers-api/bulk-retrieve-customers
  */
 export async function lookUpCustomers(
   square: SquareClient,
@@ -191,102 +192,113 @@ export async function lookUpCustomers(
 ): Promise<Map<string, LookUp>> {
   const uniqueIds = [...new Set(ids)];
   const lookUps = new Map<string, LookUp>();
+  const rejected: string[] = [];
   const unclear: string[] = [];
 
-  for (let start = 0; start < uniqueIds.length; start += PAGE_SIZE) {
-    const customerIds = uniqueIds.slice(start, start + PAGE_SIZE);
+  for (let start = 0; start < uniqueIds.length; start += MAX_IDS) {
+    const customerIds = uniqueIds.slice(start, start + MAX_IDS);
     const { responses } = await square.customers.bulkRetrieveCustomers({ customerIds });
     for (const id of customerIds) {
-      const lookUp = readLookUp(id, responses?.[id]);
-      if (lookUp) lookUps.set(id, lookUp);
-      else unclear.push(id);
+      const answer = classifyAnswer(id, responses?.[id]);
+      if (answer === "rejected") rejected.push(id);
+      else if (answer === "unclear") unclear.push(id);
+      else lookUps.set(id, answer);
     }
   }
 
-  if (unclear.length > 0)
-    throw new SyncError(
-      "temporary",
-      `Cannot look up customers in Square: no clear answer for ${unclear.length} of ` +
-        `${uniqueIds.length} ids, for example ${unclear[0]}`,
-      "run it again later",
-    );
+  const unanswered = [...rejected, ...unclear];
+  if (unanswered.length > 0) {
+    const message =
+      `Cannot look up customers in Square: no clear answer for ${unanswered.length} of ` +
+      `${uniqueIds.length} ids, for example ${unanswered[0]}`;
+    throw rejected.length > 0
+      ? new SyncError("failed", `${message}, which Square rejects`, "correct that id in the file")
+      : new SyncError("temporary", message, "run it again later");
+  }
   return lookUps;
 }
 
-function readLookUp(
+function classifyAnswer(
   id: string,
   answer: Square.GetCustomerResponse | undefined,
-): LookUp | undefined {
-  const { customer, errors = [] } = answer ?? {};
+): LookUp | "rejected" | "unclear" {
+  const customer = answer?.customer;
+  const errors = readErrors(answer);
   if (customer?.id && errors.length === 0)
     return { outcome: customer.id === id ? "present" : "merged", customer };
-  const isNotFound = errors.length > 0 && errors.every(({ code }) => code === "NOT_FOUND");
-  return isNotFound && !customer ? { outcome: "deleted" } : undefined;
-}
-
-/** Separates the customers that search can return from those that can only be looked up by id. */
-function classifyCustomers(customers: LocalCustomer[], before: number) {
-  const searchable: DatedCustomer[] = [];
-  const others: string[] = [];
-  for (const { id, createdAt, isSearchable } of customers) {
-    const time = Date.parse(createdAt);
-    // Zero and negative times were not written by Square either.
-    const isDated = time > 0;
-    if (isDated && isSearchable) searchable.push({ id, createdAt: time });
-    else if (!isDated || time < before) others.push(id);
-  }
-  searchable.sort((a, b) => a.createdAt - b.createdAt);
-  return { searchable, others };
+  // A reply with both a customer and errors contradicts itself.
+  if (customer || errors.length === 0) return "unclear";
+  if (errors.every(({ code }) => code === "NOT_FOUND")) return { outcome: "deleted" };
+  return isRejection(errors) ? "rejected" : "unclear";
 }
 
 /**
- * Divides a stretch near the middle of its customers, at a whole number of pages from its start.
- * Returns undefined if it holds no more than one page, or if all of its customers were created at
- * the same time.
+ * Separates the customers that search can return from those that can only be looked up by id.
+ * Of the latter, those created after `createdBefore` are left out.
  */
-function divideStretch({ startAt, endAt, customers }: Stretch) {
+function classifyCustomers(customers: LiveCustomer[], createdBefore: number) {
+  const searchable: DatedCustomer[] = [];
+  const unsearchableIds: string[] = [];
+  for (const { id, createdAt, isSearchable } of customers) {
+    const time = Date.parse(createdAt);
+    // Another program has written a time before 1970, because Square is younger than that. NaN, for
+    // text that is not a time, is not larger than 0 either.
+    const isDated = time > 0;
+    if (isDated && isSearchable) searchable.push({ id, createdAt: time });
+    else if (!isDated || time < createdBefore) unsearchableIds.push(id);
+  }
+  searchable.sort((a, b) => a.createdAt - b.createdAt);
+  return { searchable, unsearchableIds };
+}
+
+/**
+ * Divides a slice near the middle of its customers, so that the older slice fills whole pages.
+ * @returns undefined if the slice has at most one page of customers, or if their creation times are
+ *   too close to each other
+ */
+function divideSlice({ startAt, endAt, customers }: Slice) {
   if (customers.length <= PAGE_SIZE) return undefined;
   const middle = Math.round(customers.length / 2 / PAGE_SIZE) * PAGE_SIZE;
   for (let distance = 0; distance < customers.length; distance++) {
     for (const index of [middle - distance, middle + distance]) {
-      const before = customers[index - 1]?.createdAt;
-      const after = customers[index]?.createdAt;
-      if (before === undefined || after === undefined || after - before < 3) continue;
-      // Square does not say whether a range includes its ends. No customer of the file was created
-      // at these two moments, so each one is counted once. The halves overlap by a millisecond, so
-      // that a customer that the file lacks is at least in one of them.
-      const cut = before + Math.floor((after - before) / 2);
+      const lastOlder = customers[index - 1]?.createdAt;
+      const firstNewer = customers[index]?.createdAt;
+      if (lastOlder === undefined || firstNewer === undefined) continue;
+      // The newer slice starts at `cut`, and the older one ends a millisecond later. So they
+      // overlap: whether or not Square includes the ends of a range, a customer that the file does
+      // not have is in at least one of them. No customer of the file may be in both. So the two
+      // times must lie between two customers, which needs a gap of 3 ms.
+      if (firstNewer - lastOlder < 3) continue;
+      const cut = lastOlder + Math.floor((firstNewer - lastOlder) / 2);
       return {
-        left: { startAt, endAt: cut + 1, customers: customers.slice(0, index) },
-        right: { startAt: cut, endAt, customers: customers.slice(index) },
+        older: { startAt, endAt: cut + 1, customers: customers.slice(0, index) },
+        newer: { startAt: cut, endAt, customers: customers.slice(index) },
       };
     }
   }
   return undefined;
 }
 
-function buildTimeRange({ startAt, endAt }: Stretch): Square.TimeRange {
-  return {
-    ...(startAt !== undefined && { startAt: formatTime(startAt) }),
-    endAt: formatTime(endAt),
-  };
+/** Adds the range of a slice to a filter. */
+function buildFilter(filter: Filter, { startAt, endAt }: Slice): Filter {
+  const since = startAt === undefined ? null : formatTime(startAt);
+  return { ...filter, createdAt: buildTimeRange({ since, until: formatTime(endAt) }) };
 }
 
-/** Runs `action` for all items, at most `concurrency` at a time. */
-async function forEachInParallel<T>(
-  items: Iterable<T>,
+/** Runs `action` for all items, at most `concurrency` at the same time. */
+async function forEachInParallel<T extends object>(
+  items: readonly T[],
   concurrency: number,
   action: (item: T) => Promise<void>,
 ): Promise<void> {
-  const queue = yieldAll(items);
+  const queue = [...items];
   async function work(): Promise<void> {
-    // All workers take from the same generator. If one fails, its loop closes the generator, and
-    // the others stop after their current item.
-    for (const item of queue) await action(item);
+    for (let item = queue.shift(); item !== undefined; item = queue.shift()) await action(item);
   }
-  await Promise.all(Array.from({ length: concurrency }, work));
-}
-
-function* yieldAll<T>(items: Iterable<T>): Generator<T> {
-  yield* items;
+  try {
+    await Promise.all(Array.from({ length: concurrency }, work));
+  } finally {
+    // After an error, the other workers finish their current item and find the queue empty.
+    queue.length = 0;
+  }
 }

@@ -1,4 +1,4 @@
-/** The table sync_runs: the log of all runs, and the state from which the next run continues. */
+/** The table sync_runs: a log of all runs, and the watermarks from which the next runs continue. */
 import type { Database, SqlValue } from "sql.js";
 import type { RunContext } from "./internal/context.ts";
 import { SyncError } from "./internal/errors.ts";
@@ -6,10 +6,12 @@ import { readNumber, readRows } from "./internal/sql.ts";
 import { formatTime } from "./internal/time.ts";
 import { TABLE } from "./mapping.ts";
 
-// After a day without a pull, customers that were created in Square meanwhile are missing in the file.
-const STALE_PULL_MS = 86_400_000;
+const HOUR_MS = 3_600_000;
 
-/** What a script may record about its run, next to what {@linkcode recordRun} knows by itself. */
+// A push warns if the last complete pull is older than this.
+const OLD_PULL_MS = 24 * HOUR_MS;
+
+/** The columns of sync_runs that a script sets. {@linkcode recordRun} sets the others. */
 export interface RunRecord {
   since?: string | null;
   until?: string | null;
@@ -26,7 +28,7 @@ export interface RunRecord {
   held?: number;
 }
 
-/** Adds a run that ends now to sync_runs, in the same save as its customers. */
+/** Adds the current run to sync_runs. Call it in the step that saves the customers of the run. */
 export function recordRun(
   db: Database,
   context: Pick<RunContext, "script" | "square" | "startedAt" | "traffic">,
@@ -50,7 +52,7 @@ export function recordRun(
 
 /**
  * Reads the watermark of a script: the time up to which it has read everything.
- * @returns RFC 3339, or null if the script has not read everything yet
+ * @returns RFC 3339; null before the first complete run
  */
 export function readWatermark(db: Database, script: string): string | null {
   return readTime(
@@ -61,28 +63,66 @@ export function readWatermark(db: Database, script: string): string | null {
   );
 }
 
-/** Reads the watermark of the first complete run of a script. */
-export function readFirstWatermark(db: Database, script: string): string | null {
+/** Reads the oldest watermark of a script, which its first complete run has saved. */
+export function readOldestWatermark(db: Database, script: string): string | null {
   return readTime(db, "SELECT min(watermark) AS time FROM sync_runs WHERE script = ?", script);
 }
 
 function readTime(db: Database, sql: string, script: string): string | null {
   const time = readRows(db, sql, [script])[0]?.time;
-  // A watermark that is not a time, for example after an edit by hand, proves nothing.
-  return typeof time === "string" && !Number.isNaN(Date.parse(time)) ? time : null;
+  return isTime(time) ? time : null;
 }
 
-// ---- Checks before a script relies on the file ----
+// Another program can have stored something else. A time without a zone would be read as local
+// time, hours away from what was meant. So it proves nothing, and is ignored.
+function isTime(value: SqlValue | undefined): value is string {
+  return (
+    typeof value === "string" &&
+    /^\d{4}-\d\d-\d\dT.*(Z|[+-]\d\d:\d\d)$/.test(value) &&
+    !Number.isNaN(Date.parse(value))
+  );
+}
+
+// ---- Checks before a script relies on an earlier pull ----
 
 /**
- * Requires that the customers which a pull saved are still in the file. After `DELETE FROM customers`, for example,
- * the log of the runs still has a complete pull, and a push would create every customer a second time.
+ * Requires that a pull has read all customers of Square. Without them, the file does not
+ * show which customers exist, and a push would create them a second time.
+ * @param pull the name of the script that reads them
  * @throws SyncError (usage)
  */
-export function requirePulledCustomers(db: Database, context: RunContext, pull: string): void {
-  const saved = readNumber(db, "SELECT sum(inserted) FROM sync_runs WHERE script = ?", [pull]);
-  const kept = readNumber(db, `SELECT count(*) FROM ${TABLE} WHERE id IS NOT NULL`);
-  if (saved > 0 && kept === 0)
+export function requireCompletePull(db: Database, context: RunContext, pull: string): void {
+  const runs = readRows(
+    db,
+    "SELECT watermark, started_at, until FROM sync_runs WHERE script = ? AND watermark IS NOT NULL",
+    [pull],
+  );
+  if (!runs.some(isCompleteRun))
+    throw new SyncError(
+      "usage",
+      `Cannot run ${context.script}: ${pull} has not read all customers of Square into "${context.databasePath}" yet`,
+      context.commandFor(pull) ?? `run ${pull} first`,
+    );
+}
+
+// A run that read everything has moved the watermark to its own start. A run with an --until in the
+// past has moved it to that time, and a run such as --since 5m has kept the one that it found, so
+// neither has read all customers. Square's clock can be a little behind ours, hence the tolerance.
+function isCompleteRun({ watermark, started_at, until }: Record<string, SqlValue>): boolean {
+  if (!isTime(watermark) || !isTime(started_at)) return false;
+  const isWholeRun = Date.parse(watermark) > Date.parse(started_at) - HOUR_MS;
+  return isWholeRun && (!isTime(until) || Date.parse(until) > Date.parse(watermark));
+}
+
+/**
+ * Requires that the file still has rows that a pull has saved. After `DELETE FROM customers`,
+ * sync_runs still lists a complete pull, but a push would create every customer a second time.
+ * @throws SyncError (usage)
+ */
+export function requireRowsOfPull(db: Database, context: RunContext, pull: string): void {
+  const inserted = readNumber(db, "SELECT sum(inserted) FROM sync_runs WHERE script = ?", [pull]);
+  const existing = readNumber(db, `SELECT count(*) FROM ${TABLE} WHERE id IS NOT NULL`);
+  if (inserted > 0 && existing === 0)
     throw new SyncError(
       "usage",
       `Cannot run ${context.script}: the customers that ${pull} saved are no longer in "${context.databasePath}"`,
@@ -91,38 +131,20 @@ export function requirePulledCustomers(db: Database, context: RunContext, pull: 
 }
 
 /**
- * Requires that a pull has read all customers of Square. Otherwise the file does not know which customers exist,
- * and a push would create them a second time.
- * @param pull the name of the script that reads them
- * @throws SyncError (usage)
+ * Warns if the last complete pull began more than a day ago. The file does not have the customers
+ * that were created in Square since then, so a push can create them a second time.
  */
-export function requireCompletePull(db: Database, context: RunContext, pull: string): void {
-  // A pull with --until has not read the customers after that time.
-  const [complete] = readRows(
-    db,
-    `SELECT 1 FROM sync_runs WHERE script = ? AND julianday(watermark) IS NOT NULL
-       AND (until IS NULL OR until > watermark)`,
-    [pull],
-  );
-  if (complete === undefined)
-    throw new SyncError(
-      "usage",
-      `Cannot run ${context.script}: ${pull} has not read all customers of Square into "${context.databasePath}" yet`,
-      context.commandFor(pull) ?? `run ${pull} first`,
-    );
-}
-
-/** Warns when the last complete pull is older than a day. A push does not see customers created since then. */
 export function warnOfOldPull(db: Database, context: RunContext, pull: string): void {
   const watermark = readWatermark(db, pull);
-  const ageMs = context.startedAt - Date.parse(watermark ?? "");
-  if (ageMs > STALE_PULL_MS)
+  if (watermark === null) return;
+  const ageMs = context.startedAt - Date.parse(watermark);
+  if (ageMs > OLD_PULL_MS)
     context.warn(
       `the last complete ${pull} began ${formatAge(ageMs)} ago: customers created in Square since then can be created again`,
     );
 }
 
 function formatAge(ms: number): string {
-  const hours = Math.floor(ms / 3_600_000);
+  const hours = Math.floor(ms / HOUR_MS);
   return hours < 48 ? `${hours} hours` : `${Math.floor(hours / 24)} days`;
 }

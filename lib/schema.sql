@@ -1,13 +1,16 @@
--- The tables of the kit, schema version 2. The script init-db runs this file.
+-- The three tables, schema version 2. The script init-db runs this file.
 -- The sqlite3 program can run it too: sqlite3 database.db < lib/schema.sql
--- A column has the name that Square's API uses, where Square has such a field.
--- Times are UTC with milliseconds, for example 2026-08-01T00:00:00.000Z.
--- init-db reads the columns of each table from the lines below: two spaces, then the column's name,
--- one column a line. Keep that form when you add a column.
+--
+-- A column that holds a field of Square has the name of that field in Square's API.
+-- All times are UTC with milliseconds, for example 2026-08-01T00:00:00.000Z.
+--
+-- To add a column, write it on a line of its own: two spaces, then the name, then the type.
+-- init-db finds the columns by this form, and adds the missing ones to an older file.
 
 CREATE TABLE IF NOT EXISTS customers (
-  local_id INTEGER PRIMARY KEY AUTOINCREMENT, -- the row's number in this file; never given to another row
+  local_id INTEGER PRIMARY KEY AUTOINCREMENT, -- the row's number in this file; never reused
   id TEXT UNIQUE CHECK (id <> ''),        -- Square's customer id; NULL = not in Square yet
+  -- A row that you insert gets the current time. Once it is in Square, it gets Square's time.
   created_at TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
   updated_at TEXT,
   version INTEGER,                        -- Square increases it with every change of the customer
@@ -20,7 +23,8 @@ CREATE TABLE IF NOT EXISTS customers (
   phone_number TEXT,
   birthday TEXT,                          -- YYYY-MM-DD; the year is 0000 when it is unknown
   note TEXT,
-  reference_id TEXT,                      -- your number for the customer, or the idempotency key
+  -- Your own number for the customer. If it is empty, push-new stores the idempotency key here.
+  reference_id TEXT,
   tax_ids_eu_vat TEXT,
   address_line_1 TEXT,
   address_line_2 TEXT,
@@ -35,13 +39,15 @@ CREATE TABLE IF NOT EXISTS customers (
   email_unsubscribed INTEGER DEFAULT 0,   -- 1 = the customer wants no marketing email
   source TEXT,                            -- your label for where an unpushed row came from
   synced_at TEXT,                         -- when the row was last saved from a reply of Square
-  idempotency_key TEXT UNIQUE,            -- stored before the row is sent to Square for the first time
-  push_error TEXT,                        -- why the last push rejected the row or put it on hold
-  deleted_at TEXT,                        -- when the customer was found deleted in Square; NULL = exists
-  merged_into TEXT                        -- id of the customer that this one was merged into in Square
+  idempotency_key TEXT UNIQUE,            -- stored before the row is first sent to Square
+  -- Why the last push rejected the row or put it on hold. After push-new --allow-subscribe, it is a
+  -- note that the customer is unsubscribed only in this file.
+  push_error TEXT,
+  deleted_at TEXT,                        -- when it was found deleted in Square; NULL = it exists
+  merged_into TEXT                        -- id of the customer that it was merged into in Square
 );
 
--- One row for each finished run: a log for you, and the state that --since last continues from.
+-- One row for each finished run: a log, and the state from which --since last continues.
 CREATE TABLE IF NOT EXISTS sync_runs (
   id INTEGER PRIMARY KEY,
   script TEXT NOT NULL,
@@ -51,27 +57,27 @@ CREATE TABLE IF NOT EXISTS sync_runs (
   since TEXT,                             -- start of the time window; NULL = everything
   until TEXT,                             -- end of the time window; NULL = no end
   watermark TEXT,                         -- the time up to which everything has been read
-  fetched INTEGER NOT NULL DEFAULT 0,
-  inserted INTEGER NOT NULL DEFAULT 0,
-  updated INTEGER NOT NULL DEFAULT 0,
-  unchanged INTEGER NOT NULL DEFAULT 0,
-  linked INTEGER NOT NULL DEFAULT 0,
-  deleted INTEGER NOT NULL DEFAULT 0,
-  merged INTEGER NOT NULL DEFAULT 0,
-  created INTEGER NOT NULL DEFAULT 0,
-  refused INTEGER NOT NULL DEFAULT 0,
-  held INTEGER NOT NULL DEFAULT 0,
-  requests INTEGER NOT NULL DEFAULT 0,
-  retries INTEGER NOT NULL DEFAULT 0
+  fetched INTEGER NOT NULL DEFAULT 0,     -- customers that Square returned
+  inserted INTEGER NOT NULL DEFAULT 0,    -- customers that became new rows
+  updated INTEGER NOT NULL DEFAULT 0,     -- rows that changed
+  unchanged INTEGER NOT NULL DEFAULT 0,   -- rows that were already the same
+  linked INTEGER NOT NULL DEFAULT 0,      -- unpushed rows that existed in Square already
+  deleted INTEGER NOT NULL DEFAULT 0,     -- rows that were marked as deleted
+  merged INTEGER NOT NULL DEFAULT 0,      -- rows that were marked as merged
+  created INTEGER NOT NULL DEFAULT 0,     -- rows that were created in Square
+  refused INTEGER NOT NULL DEFAULT 0,     -- rows that Square or our validation rejected
+  held INTEGER NOT NULL DEFAULT 0,        -- rows that were put on hold until a person decides
+  requests INTEGER NOT NULL DEFAULT 0,    -- requests to Square
+  retries INTEGER NOT NULL DEFAULT 0      -- requests that repeated a failed one
 );
 
 -- The Square account that the customers belong to. Ids of one account mean nothing in another.
 CREATE TABLE IF NOT EXISTS square_account (
   only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
-  environment TEXT NOT NULL,              -- sandbox, production, or offline for SQUARE_BASE_URL
+  environment TEXT NOT NULL,              -- sandbox, production or offline, as in sync_runs
   merchant_id TEXT,
   token_hash TEXT,                        -- SHA-256 of the access token that was checked last
-  token_scopes TEXT,                      -- its permissions, separated by blanks
+  token_scopes TEXT,                      -- its permissions, separated by spaces
   token_expires_at TEXT,
   checked_at TEXT
 );

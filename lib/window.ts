@@ -2,22 +2,32 @@
 import { SyncError } from "./internal/errors.ts";
 import { formatTime, parseTime } from "./internal/time.ts";
 
-/** A span of time. Both ends are RFC 3339 in UTC with milliseconds; null means open on that side. */
+/**
+ * Square's search does not show a new or changed customer at once, but after some seconds, and
+ * sometimes minutes. A customer is expected to be in the search after this time.
+ *
+ * Each window therefore starts this much before the watermark: this is the overlap. A window that
+ * started at the watermark would never show a customer that appeared in the search late. Reading a
+ * customer twice is harmless, because rows are matched by id.
+ */
+export const SEARCH_LAG_MS = 5 * 60_000;
+
+/**
+ * A span of time. `null` means that it has no start or no end.
+ *
+ * All times in this file are texts like 2026-08-01T00:00:00.000Z. In this form, the order of the
+ * texts is the order of the times, so they are compared with `<` and `>`.
+ */
 export interface Window {
   since: string | null;
   until: string | null;
 }
 
-// Square's search index lags behind its writes: usually for seconds, sometimes for minutes. A window that
-// starts exactly where the last one ended would never see a customer that was indexed late. So every window
-// starts five minutes earlier. Reading a customer twice is harmless, because rows are matched by id.
-const OVERLAP_MS = 5 * 60_000;
-
 /**
  * Works out the window of a run.
- * @param options.since `last` (continue at the watermark), `all`, or a time as {@linkcode parseTime} reads it
- * @param options.until a time, or undefined for an open end
- * @param watermark the time up to which everything has been read; null before the first complete run
+ * @param options.since `last` (continue at the watermark), `all`, or a time in a form of parseTime
+ * @param options.until a time in a form of parseTime; undefined = no end
+ * @param watermark the time up to which earlier runs have read everything; null = no such time yet
  * @param startedAt when the run began, in milliseconds since 1970
  * @throws SyncError (usage) when a time has an unknown form, or the window is empty
  */
@@ -28,7 +38,7 @@ export function resolveWindow(
 ): Window {
   const until = options.until === undefined ? null : parseTime("--until", options.until, startedAt);
   let since: string | null = null;
-  if (options.since === "last") since = startOfNextWindow(watermark, startedAt);
+  if (options.since === "last") since = computeNextSince(watermark, startedAt);
   else if (options.since !== "all") since = parseTime("--since", options.since, startedAt);
   if (since !== null && since >= (until ?? formatTime(startedAt)))
     throw new SyncError(
@@ -40,9 +50,8 @@ export function resolveWindow(
 }
 
 /**
- * Returns the watermark to save after a run that read all of `window`: the time at which the run began, or
- * the end of the window if that is earlier. A window that does not reach back to the old watermark does not
- * move it. For example, `--since 5m` after a day without runs leaves almost a day unread.
+ * Computes the watermark to save after a run that has read all of `window`.
+ * @param watermark the watermark before the run
  * @param startedAt when the run began, before its first request, in milliseconds since 1970
  */
 export function nextWatermark(
@@ -50,27 +59,31 @@ export function nextWatermark(
   watermark: string | null,
   startedAt: number,
 ): string | null {
-  const start = startOfNextWindow(watermark, startedAt);
-  const reachesBack = window.since === null || (start !== null && window.since <= start);
-  if (!reachesBack) return watermark;
+  // A window that starts too late leaves a gap: `--since 5m` after a day without runs leaves almost
+  // a day unread. The watermark then stays where it is, so that the next run reads the gap.
+  const nextSince = computeNextSince(watermark, startedAt);
+  const hasGap = window.since !== null && (nextSince === null || window.since > nextSince);
+  if (hasGap) return watermark;
+
   const started = formatTime(startedAt);
   const end = window.until !== null && window.until < started ? window.until : started;
-  // With --until, the window can end before the old watermark. Moving it back would only repeat work. A
-  // watermark in the future is replaced, because it was saved with a wrong clock.
-  const isAhead = watermark !== null && watermark > end && watermark <= started;
-  return isAhead ? watermark : end;
+  // With --until, the window can end before the old watermark. Moving the watermark back would only
+  // make the next run read more. But a watermark in the future, from a wrong clock, is replaced.
+  const isOldOneLater = watermark !== null && watermark > end && watermark <= started;
+  return isOldOneLater ? watermark : end;
 }
 
 /**
- * Converts a window to the TimeRange of a SearchCustomers filter. An open end is left out.
+ * Builds the TimeRange of a SearchCustomers filter. A side without a limit is left out.
  * @see https://developer.squareup.com/reference/square/objects/TimeRange
  */
-export function toTimeRange({ since, until }: Window): { startAt?: string; endAt?: string } {
+export function buildTimeRange({ since, until }: Window): { startAt?: string; endAt?: string } {
   return { ...(since !== null && { startAt: since }), ...(until !== null && { endAt: until }) };
 }
 
-function startOfNextWindow(watermark: string | null, startedAt: number): string | null {
+// Computes where `--since last` starts. null means that everything has to be read.
+function computeNextSince(watermark: string | null, startedAt: number): string | null {
   // A watermark in the future was saved with a wrong clock. It proves nothing, so read everything.
   if (watermark === null || Date.parse(watermark) > startedAt) return null;
-  return formatTime(Date.parse(watermark) - OVERLAP_MS);
+  return formatTime(Date.parse(watermark) - SEARCH_LAG_MS);
 }

@@ -1,20 +1,22 @@
 #!/usr/bin/env tsx
 /**
- * Create the database file that the other scripts work on, or bring an older one up to date.
+ * Create the database file for the other scripts, or bring an older file up to date.
  *
  * Steps:
  *   1. Open the file, or start with an empty one.
  *   2. Run lib/schema.sql, which creates the tables that do not exist yet.
- *   3. Add what an older file lacks, and keep all of its rows.
- *   4. Check that the other scripts can work on the result, then save it.
+ *   3. Add the columns and keys that an older file does not have. All of its rows are kept.
+ *   4. Check that the other scripts can use the result, and save it.
  *
- * Reads lib/schema.sql. Reads and writes the file. Sends nothing to Square and needs no token.
- * Safe to run again: what exists stays as it is.
+ * Reads lib/schema.sql. Reads and writes the database file. Sends no requests and needs no token.
+ * Safe to run again: a file that is up to date is not changed.
  *
  *     npx tsx scripts/init-db.ts
  *     deno run --no-prompt --ignore-env --allow-env=DATABASE_PATH --allow-read=. \
  *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/init-db.ts
  *
+ * With --ignore-env, Deno treats all other variables as unset. Without it, the script would fail,
+ * because the packages that it uses look for variables of their own.
  * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write.
  * Exit codes: 0 done, 1 failed, 2 wrong usage, 75 file busy, 130/143 stopped.
  */
@@ -23,12 +25,11 @@ import { resolve } from "node:path";
 import type { Database } from "sql.js";
 import { openDatabase } from "../lib/database.ts";
 import { runScript } from "../lib/internal/cli.ts";
+import { joinWords } from "../lib/internal/report.ts";
 import { createSchemaError, findSchemaProblem } from "../lib/internal/schema-check.ts";
-import { joinWords } from "../lib/internal/sql.ts";
 import { beginUpgrade, finishUpgrade, runSchema } from "../lib/internal/upgrade.ts";
 import { COLUMNS, TABLE } from "../lib/mapping.ts";
 
-// The tables, as plain SQL. The sqlite3 program can run this file too.
 const SCHEMA = readFileSync(new URL("../lib/schema.sql", import.meta.url), "utf8");
 
 const manual = {
@@ -49,39 +50,51 @@ await runScript(manual, async (context) => {
   const expected = { table: TABLE, columns: COLUMNS, path };
   const isNew = !existsSync(path);
 
-  // Refuse a file that this script cannot make ready before changing anything: a file from a newer version,
-  // or one whose table customers belongs to another program.
+  // Stop before changing anything if this script cannot repair the file. For example, the file is
+  // from a newer version, or its table named customers belongs to another program.
   const check = (db: Database): void => {
-    const found = findSchemaProblem(db, expected);
-    if (found && !found.isRepairable) throw createSchemaError(path, found.problem, found.nextStep);
+    const current = findSchemaProblem(db, expected);
+    if (current && !current.isRepairable)
+      throw createSchemaError(path, current.problem, current.nextStep);
   };
   const database = await openDatabase(context, { mayCreate: true, check });
 
-  // All changes are one transaction and one save. If the script is killed, the file is as it was.
-  const { created, changes, newFields } = await database.update((db) => {
+  // Make all changes in one transaction and save once. If the script is killed, the file is
+  // unchanged.
+  const { upgrade, changes } = await database.update((db) => {
+    // The upgrade has a part before schema.sql and a part after it. Before: add missing columns,
+    // and rename each table that has to be replaced. schema.sql then creates the new table under
+    // the old name. After: move the rows to the new table.
     const upgrade = beginUpgrade(db, SCHEMA, expected);
     runSchema(db, SCHEMA);
     const changes = finishUpgrade(db, expected, upgrade);
 
-    // The other scripts run the same check when they start. A problem that is left undoes all changes.
-    const left = findSchemaProblem(db, expected);
-    if (left) throw createSchemaError(path, left.problem, left.nextStep);
-
-    const { created, addedColumns } = upgrade;
-    const newFields = COLUMNS.filter((column) => addedColumns.includes(`${TABLE}.${column}`));
-    return { created, changes, newFields };
+    // The other scripts make the same check when they start. If a problem remains, undo all
+    // changes.
+    const remaining = findSchemaProblem(db, expected);
+    if (remaining) throw createSchemaError(path, remaining.problem, remaining.nextStep);
+    return { upgrade, changes };
   });
 
-  const added = created.length > 0 ? [`added ${joinWords(created)}`] : [];
-  const done = [...added, ...changes].join("; ") || "nothing was missing";
+  const { created, addedColumns } = upgrade;
+  const additions = created.length > 0 ? [`added ${joinWords(created)}`] : [];
+  const done = [...additions, ...changes].join("; ") || "nothing was missing";
+
+  // A new column that holds a field of Square is empty in the old rows until they are pulled again.
+  // addedColumns has names with their table, for example customers.nickname.
+  const newFields = COLUMNS.filter((column) => addedColumns.includes(`${TABLE}.${column}`));
+  // commandFor returns undefined if pull-created.ts is not next to this script, for example in a
+  // copy.
   const pull = context.commandFor("pull-created", "--since all") ?? "a pull of all customers";
+  const nextStep =
+    newFields.length > 0 ? `fill ${joinWords(newFields)} in old rows: ${pull}` : undefined;
+
   return {
     summary: isNew
       ? `created ${resolve(path)} with the tables ${joinWords(created)}`
       : `${path} is ready: ${done}`,
     json: { created, upgraded: changes.length > 0 },
-    nextStep:
-      newFields.length > 0 ? `fill ${joinWords(newFields)} in old rows: ${pull}` : undefined,
+    nextStep,
   };
 });
 

@@ -3,12 +3,14 @@
  * Pull the customers that were created in Square since the last run into the database file.
  *
  * Steps:
- *   1. Work out the time window: from the watermark of the last run, minus an overlap, until now.
+ *   1. Work out the time window. It starts five minutes before the watermark, which is the time up
+ *      to which earlier runs have read everything.
  *   2. Search Square for customers that were created in that window, page by page.
- *   3. Save them and the new watermark in one transaction.
+ *   3. Save the customers and the new watermark in one transaction.
  *
  * Reads Square: https://developer.squareup.com/reference/square/customers-api/search-customers
- * Writes the tables customers and sync_runs. Safe to run again: rows are matched by Square's customer id.
+ * Writes the tables customers and sync_runs.
+ * Safe to run again: rows are matched by Square's customer id.
  *
  *     npx tsx scripts/pull-created.ts --since 24h
  *     deno run --no-prompt --ignore-env \
@@ -16,8 +18,8 @@
  *       --allow-net=connect.squareup.com,connect.squareupsandbox.com --allow-read=. \
  *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/pull-created.ts
  *
- * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write.
- * Exit codes: 0 done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped.
+ * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write. Exit codes: 0
+ * done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped.
  */
 import { createSquareClient, READ_CUSTOMERS } from "../lib/client.ts";
 import { saveCustomers } from "../lib/customers.ts";
@@ -27,7 +29,7 @@ import { describePull } from "../lib/internal/report.ts";
 import { buildRow, type CustomerRow, keepLatestVersion } from "../lib/mapping.ts";
 import { type Filter, searchCustomers } from "../lib/paging.ts";
 import { readWatermark, recordRun } from "../lib/runs.ts";
-import { nextWatermark, resolveWindow, toTimeRange } from "../lib/window.ts";
+import { buildTimeRange, nextWatermark, resolveWindow } from "../lib/window.ts";
 
 const SCRIPT = "pull-created";
 
@@ -46,49 +48,60 @@ const manual = {
 } as const;
 
 await runScript(manual, async (context) => {
-  const { options, startedAt } = context;
+  const { options } = context;
 
-  // The file stays locked until the script ends. A second script waits a few seconds, then exits with 75.
+  // The file stays locked until the script ends. A second script waits for it for a few seconds,
+  // and then ends with exit code 75.
   const database = await openDatabase(context);
 
-  // The watermark is the time up to which everything has been read. Square's search index lags behind its
-  // writes, so the window starts five minutes earlier. Reading a customer twice is harmless, because rows are
-  // matched by id; missing one loses data.
+  // Square's search shows a customer some seconds or minutes late. The window therefore starts five
+  // minutes before the watermark. Reading a customer twice is harmless, because rows are matched by
+  // id. Missing a customer loses data.
   const watermark = database.query((db) => readWatermark(db, SCRIPT));
-  const window = resolveWindow(options, watermark, startedAt);
+  const window = resolveWindow(options, watermark, context.startedAt);
 
-  // The filter of the SearchCustomers request. To leave customers out, add a condition here, for example
-  // creationSource: { values: ["INSTANT_PROFILE"], rule: "EXCLUDE" }.
-  const filter: Filter = { createdAt: toTimeRange(window) };
+  // The filter of the SearchCustomers request. To leave customers out, add a condition here, for
+  // example creationSource: { values: ["INSTANT_PROFILE"], rule: "EXCLUDE" }.
+  const filter: Filter = { createdAt: buildTimeRange(window) };
 
-  // Read all pages before changing the file. If a page fails after all retries, the script stops here and the
-  // file is unchanged. Treating a failed page as an empty one would lose its customers without an error.
+  // Read all pages before changing the file. If a page fails after all retries, the script stops
+  // here and the file is unchanged. Treating it as an empty page would silently lose customers.
   const { concurrency } = options;
   const scopes = [READ_CUSTOMERS];
   const square = await createSquareClient(context, database, { scopes, concurrency });
+  // To read a large result in parallel, the search divides the time before createdBefore.
+  const search = { concurrency, createdBefore: context.startedAt };
   const customers = new Map<string, CustomerRow>();
   let missingCount = 0;
-  for await (const page of searchCustomers(square, filter, { concurrency, until: startedAt })) {
-    // A customer that is edited during the search can appear on two pages. Keep the newer version.
+  for await (const page of searchCustomers(square, filter, search)) {
+    // A customer that is edited during the search can be on two pages. Keep the newer version.
     for (const customer of page.customers) keepLatestVersion(customers, buildRow(customer));
+    // Each page reports how many customers Square has counted and not returned so far. On the last
+    // page, these customers are missing.
     missingCount = page.missingCount;
     context.showProgress(customers.size, page.count);
   }
 
-  // Save customers and watermark in one transaction, so that neither exists without the other. The new
-  // watermark is the time at which this run started, not the newest created_at that arrived: a customer that
-  // was created during the search, or indexed late, can be older than that and would never be read.
+  const fetched = customers.size;
+
+  // Save the customers and the watermark in one transaction, so that the watermark never covers
+  // customers that were not saved.
   const saved = await database.update((db) => {
     const result = saveCustomers(db, [...customers.values()]);
-    // If customers are missing or could not be saved, the next run has to read the same window again.
+    // If customers are missing or could not be saved, the watermark stays where it was, so that the
+    // next run reads the same window again.
     const isComplete = missingCount === 0 && result.rejected.length === 0;
-    // Read the watermark again: if another program replaced the file meanwhile, it can have an older one.
+    // Read the watermark from the file again. If another program has replaced the file during the
+    // search, for example with a backup, the watermark in that file can be older.
     const before = readWatermark(db, SCRIPT);
+    // The new watermark is the time when this run began. It is not the newest created_at that was
+    // returned: a customer that search showed late can be older than that, and would never be read.
+    // If Square's clock is behind ours, a reply has moved context.startedAt back to Square's time.
     const after = isComplete ? nextWatermark(window, before, context.startedAt) : before;
     recordRun(db, context, {
       ...window,
       watermark: after,
-      fetched: customers.size,
+      fetched,
       inserted: result.inserted,
       updated: result.updated,
       unchanged: result.unchanged,
@@ -96,7 +109,7 @@ await runScript(manual, async (context) => {
     });
     return result;
   });
-  return describePull(context, "created", window, customers.size, saved, missingCount);
+  return describePull(context, { action: "created", window, fetched, saved, missingCount });
 });
 
 /*
@@ -109,5 +122,5 @@ Times have a fixed form, so that a word is never taken for another time:
 
 $ npx tsx scripts/pull-created.ts --since yesterday
 pull-created: Cannot use --since "yesterday": expected a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time
-Try: npm run pull-created -- --help
+Try: --since 1d, --since 2026-08-01, or see --help
 */

@@ -1,20 +1,21 @@
 #!/usr/bin/env tsx
-import type { Database } from "sql.js";
 /**
- * Find the customers that were deleted or merged in Square, and mark their rows in the database file.
+ * Find the customers that were deleted or merged in Square, and mark their rows in the file.
  *
- * Square's search does not return what is gone. But it counts, so this script compares counts:
+ * Square does not report deletions: a deleted customer only stops appearing in search. To find it
+ * with few requests, this script first compares counts, and compares ids only where they differ.
  *
  * Steps:
- *   1. Compare how many customers Square and the file have. If the counts differ, divide the customers by their
- *      time of creation and compare the parts, until the ids on one page show the difference.
- *   2. Ask Square for each customer that search did not return: is it deleted, merged, or still there?
- *   3. Stop if the number of customers to mark is suspiciously large.
- *   4. Mark the rows. Nothing is removed from the file.
+ *   1. Compare how many customers Square and the file have, in total and in slices of time.
+ *   2. Compare the ids in each small slice whose counts differ.
+ *   3. Ask Square whether each id that search did not return is deleted, merged, or still there.
+ *   4. Stop if suspiciously many customers would be marked.
+ *   5. Mark the rows. No row is removed.
  *
  * Reads Square: https://developer.squareup.com/reference/square/customers-api/search-customers
  *               https://developer.squareup.com/reference/square/customers-api/bulk-retrieve-customers
- * Writes the tables customers and sync_runs. Safe to run again: a marked row is not marked twice.
+ * Writes the tables customers and sync_runs.
+ * Safe to run again: a row that is already marked is not marked again.
  *
  *     npx tsx scripts/pull-deleted.ts --dry-run
  *     deno run --no-prompt --ignore-env \
@@ -22,28 +23,27 @@ import type { Database } from "sql.js";
  *       --allow-net=connect.squareup.com,connect.squareupsandbox.com --allow-read=. \
  *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/pull-deleted.ts
  *
- * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write.
- * Exit codes: 0 done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped.
+ * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write. Exit codes: 0
+ * done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped.
  */
-import type { Square } from "square";
+import type { Database } from "sql.js";
 import { createSquareClient, READ_CUSTOMERS } from "../lib/client.ts";
 import { type GoneCustomer, markGone, readLiveCustomers, saveCustomers } from "../lib/customers.ts";
 import { openDatabase } from "../lib/database.ts";
 import { countOption, flag, runScript } from "../lib/internal/cli.ts";
-import { describeDeletions, refuseToMark } from "../lib/internal/report.ts";
-import { buildRow } from "../lib/mapping.ts";
+import { createTooManyMarksError, describeDeletions } from "../lib/internal/report.ts";
+import { buildRow, type CustomerRow } from "../lib/mapping.ts";
 import type { Filter } from "../lib/paging.ts";
 import { compareWithSquare, lookUpCustomers } from "../lib/reconcile.ts";
 import { recordRun, requireCompletePull } from "../lib/runs.ts";
+import { SEARCH_LAG_MS } from "../lib/window.ts";
 
 const SCRIPT = "pull-deleted";
 
-// Search returns a new customer only after some seconds or minutes. Newer customers are left to a later run.
-const SEARCH_LAG_MS = 5 * 60_000;
-
-// The seat belt: more marks than this in one run look like a mistake, such as the token of another account.
-const MAX_MARKS = 20; // rows
-const MAX_MARKED_SHARE = 0.1; // of the customers in the file
+// Without --max-delete, a run marks at most 20 rows or 10 % of the customers in the file, whichever
+// is more. A larger number is probably a mistake, for example the access token of another account.
+const MAX_MARKS = 20;
+const MAX_MARKED_SHARE = 0.1;
 
 const manual = {
   name: SCRIPT,
@@ -71,51 +71,64 @@ await runScript(manual, async (context) => {
   const { "dry-run": isDryRun = false, "max-delete": maxDelete, concurrency } = options;
   const database = await openDatabase(context);
 
-  // Before the first complete pull, most customers of Square are missing in the file.
+  // Before the first complete pull, the counts differ because the file has only some customers.
   database.query((db) => requireCompletePull(db, context, "pull-created"));
   const customers = database.query(readLiveCustomers);
 
-  // Compare counts, and then ids. On a night without deletions this is a single SearchCustomers request.
+  // If nothing was deleted, the comparison takes one SearchCustomers request.
   const scopes = [READ_CUSTOMERS];
   const square = await createSquareClient(context, database, { scopes, concurrency });
-  const before = context.startedAt - SEARCH_LAG_MS;
-  // If you leave customers out of the pulls, add the same condition here. Otherwise this script inserts them.
+  // If the filters of the pulls have a condition, add it here. Otherwise this script inserts the
+  // customers that the pulls leave out, because they are missing in the file.
   const filter: Filter = {};
-  const { checked, notFound, unknown } = await compareWithSquare(square, customers, {
-    before,
+  // Search may not show the newest customers yet. A later run compares them.
+  const createdBefore = context.startedAt - SEARCH_LAG_MS;
+  const comparison = await compareWithSquare(square, customers, {
+    createdBefore,
     concurrency,
     filter,
   });
 
-  // A customer that search does not return is not always deleted: search lags, and it leaves out profiles without
-  // name, email and phone. So ask for each id with BulkRetrieveCustomers, and believe only that answer. In the
-  // same way, ask for customers that search returned and the file lacks.
-  const unknownIds = new Set(unknown.map(({ id = "" }) => id));
-  const answers = await lookUpCustomers(square, [...notFound, ...unknownIds]);
+  // A customer that is missing in search can still exist: search shows changes late, and it omits
+  // customers without a name, company, email address and phone number. And a customer that is
+  // missing in the file can be deleted already. Only BulkRetrieveCustomers gives proof.
+  const { checked, missingInSearch, missingInFile } = comparison;
+  const answers = await lookUpCustomers(square, [...missingInSearch, ...missingInFile]);
+
+  // The customers that still exist. Two merged ids return the same customer. Save it once.
+  const present = new Map<string, CustomerRow>();
+  for (const answer of answers.values()) {
+    if (answer.outcome === "deleted") continue;
+    const row = buildRow(answer.customer);
+    present.set(row.id, row);
+  }
+
+  // The customers of the file that are gone.
   const gone: GoneCustomer[] = [];
-  const present: Square.Customer[] = [];
-  for (const [id, answer] of answers) {
-    if (answer.outcome !== "deleted") present.push(answer.customer);
-    if (answer.outcome === "present" || unknownIds.has(id)) continue;
-    const mergedInto = answer.outcome === "merged" ? (answer.customer.id ?? null) : null;
-    gone.push({ id, mergedInto });
+  for (const id of missingInSearch) {
+    const answer = answers.get(id);
+    if (answer?.outcome === "deleted") gone.push({ id, mergedInto: null });
+    if (answer?.outcome === "merged") gone.push({ id, mergedInto: answer.customer.id ?? null });
   }
 
   const limit = maxDelete ?? Math.max(MAX_MARKS, Math.floor(customers.length * MAX_MARKED_SHARE));
-  if (gone.length > limit && !isDryRun)
-    throw refuseToMark(context, gone.length, customers.length, limit);
+  if (gone.length > limit) {
+    const error = createTooManyMarksError(context, gone.length, customers.length, limit);
+    if (!isDryRun) throw error;
+    context.warn(`a run without --dry-run would end with: ${error.message}`);
+  }
 
-  // One transaction for all marks, made only now that the whole comparison is done. A customer that the file
-  // lacks is inserted, for example the profile that two others were merged into.
+  // Save everything in one transaction. A customer that is missing in the file is inserted, for
+  // example the customer into which two others were merged.
   const save = (db: Database) => {
-    const rows = new Map(present.map((customer) => [customer.id, buildRow(customer)]));
-    const saved = saveCustomers(db, [...rows.values()]);
-    const marked = markGone(db, gone);
+    const saved = saveCustomers(db, [...present.values()]);
+    const { marked, rejected } = markGone(db, gone);
     const merged = marked.filter(({ outcome }) => outcome === "merged").length;
+    const deleted = marked.length - merged;
     const { inserted, updated, unchanged, linked } = saved;
-    const counts = { inserted, updated, linked, deleted: marked.length - merged, merged };
-    recordRun(db, context, { fetched: rows.size, unchanged, ...counts });
-    return { ...counts, saved, marked };
+    const counts = { inserted, updated, unchanged, linked, deleted, merged };
+    recordRun(db, context, { fetched: present.size, ...counts });
+    return { deleted, merged, saved, marked, rejected: [...saved.rejected, ...rejected] };
   };
   const result = isDryRun ? database.simulate(save) : await database.update(save);
   return describeDeletions(context, checked, result, isDryRun);

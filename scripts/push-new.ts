@@ -3,13 +3,14 @@
  * Push the rows that are not in Square yet: create a customer in Square for each row without an id.
  *
  * Steps:
- *   1. Select the rows and check them. Rows that Square would reject, and possible duplicates, are not sent.
+ *   1. Select the rows and check them. Invalid rows and possible duplicates are not sent.
  *   2. Store an idempotency key in each row before anything is sent.
- *   3. Look up rows in doubt: they were sent by an earlier run, and its outcome is unknown.
- *   4. Create the others with BulkCreateCustomers, up to 100 in one call, and save their new ids after each call.
+ *   3. Look up the rows in doubt: an earlier run has sent them, and the outcome is unknown.
+ *   4. Create the others, up to 100 with each request, and save their ids after each reply.
  *
- * Writes Square: https://developer.squareup.com/reference/square/customers-api/bulk-create-customers
- * Reads and writes the tables customers and sync_runs. Safe to run again: a row is never created twice.
+ * Writes Square:
+ * https://developer.squareup.com/reference/square/customers-api/bulk-create-customers Reads and
+ * writes the tables customers and sync_runs. Safe to run again: no row is created twice.
  *
  *     npx tsx scripts/push-new.ts --dry-run
  *     deno run --no-prompt --ignore-env \
@@ -18,8 +19,8 @@
  *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/push-new.ts
  *
  * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write.
- * Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows wait for you, 4 token rejected, 75 try again later,
- * 130/143 stopped.
+ * Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows wait for you, 4 token rejected, 75 try again
+ * later, 130/143 stopped.
  */
 import type { SquareClient } from "square";
 import { createSquareClient, READ_CUSTOMERS, WRITE_CUSTOMERS } from "../lib/client.ts";
@@ -28,19 +29,19 @@ import { openDatabase } from "../lib/database.ts";
 import { isUncheckedToken } from "../lib/internal/account.ts";
 import { countOption, flag, runScript, timeOption } from "../lib/internal/cli.ts";
 import { countOutcomes, describeDryRun, describePush } from "../lib/internal/push-report.ts";
-import { prepareRows, storeKeys } from "../lib/prepare.ts";
+import { needsSquare, prepareRows, storeKeys } from "../lib/prepare.ts";
 import { createCustomers, divideIntoBatches, linkRowsInDoubt } from "../lib/push.ts";
 import {
   readWatermark,
   recordRun,
   requireCompletePull,
-  requirePulledCustomers,
+  requireRowsOfPull,
   warnOfOldPull,
 } from "../lib/runs.ts";
 import { nextWatermark, resolveWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
-const MAX_BATCH_SIZE = 100; // rows in one call, the most that Square accepts
+const MAX_BATCH_SIZE = 100; // rows in one request, which is Square's limit
 
 const manual = {
   name: SCRIPT,
@@ -49,16 +50,16 @@ const manual = {
     "dry-run": flag("Show what would be sent, send nothing"),
     source: { type: "string", requiresArg: true, describe: "Only rows with this source" },
     "created-since": {
-      ...timeOption("--created-since", "Only rows created since this time"),
+      ...timeOption("--created-since", "Only rows created since this time", ["last", "all"]),
       default: "all",
     },
     limit: countOption("--limit", 1_000_000_000, "At most this many rows"),
     "batch-size": {
-      ...countOption("--batch-size", MAX_BATCH_SIZE, "Rows in one call; 1 = CreateCustomer"),
+      ...countOption("--batch-size", MAX_BATCH_SIZE, "Rows per request; 1 = use CreateCustomer"),
       default: MAX_BATCH_SIZE,
     },
     "allow-duplicates": flag("Send possible duplicates too"),
-    "allow-subscribe": flag("Send rows with email_unsubscribed too"),
+    "allow-subscribe": flag("Create unsubscribed customers as subscribed"),
     "skip-pull-check": flag("Push without a complete pull-created"),
   },
   examples: [
@@ -76,22 +77,21 @@ await runScript(manual, async (context) => {
   const { source, limit, "dry-run": isDryRun = false, "batch-size": batchSize } = options;
   const database = await openDatabase(context);
 
-  // Without a complete pull the file does not know which customers Square has, and the push would create them a
-  // second time.
   if (!options["skip-pull-check"])
     database.query((db) => {
+      // If a customer of Square is missing in the file, a push can create it a second time.
       requireCompletePull(db, context, "pull-created");
-      requirePulledCustomers(db, context, "pull-created");
+      // The pull was complete, but all of its rows can have been deleted from the file since then.
+      requireRowsOfPull(db, context, "pull-created");
+      // Customers that were created in Square after an old pull are not in the file either.
       warnOfOldPull(db, context, "pull-created");
     });
 
-  // Select the rows without an id. The options narrow the selection. Checking them writes nothing.
+  // Select the rows without an id. --source, --created-since and --limit narrow the selection. With
+  // --created-since last, it starts at the watermark of push-new itself, not of a pull.
   const watermark = database.query((db) => readWatermark(db, SCRIPT));
-  const { since } = resolveWindow(
-    { since: options["created-since"] },
-    watermark,
-    context.startedAt,
-  );
+  const createdSince = options["created-since"];
+  const { since } = resolveWindow({ since: createdSince }, watermark, context.startedAt);
   const selection = {
     source,
     createdSince: since,
@@ -99,51 +99,50 @@ await runScript(manual, async (context) => {
     allowDuplicates: options["allow-duplicates"] ?? false,
     allowSubscribe: options["allow-subscribe"] ?? false,
   };
+  // The check tries to save each row, to find out if the table rejects it. simulate undoes that.
   const preview = database.simulate((db) => prepareRows(db, selection));
+  // Rows with an id that is not from Square, for example your own number. They are not sent.
   const rowsWithOwnId = database.query(listRowsWithOwnId);
   if (isDryRun) return describeDryRun(context, preview, rowsWithOwnId, database.account);
 
-  // The client is created only when there is something to send, because it takes a second and a request.
+  // The first call of connect creates the client, which takes a second and checks the token.
+  // Without rows to send, this is only needed for a token that is new to this file: it can belong
+  // to another seller.
   let square: SquareClient | undefined;
   const scopes = [READ_CUSTOMERS, WRITE_CUSTOMERS];
   const connect = async () => (square ??= await createSquareClient(context, database, { scopes }));
-  const hasWork = preview.some(({ outcome, inDoubt }) => outcome === "ready" || inDoubt);
-  // Creating it also checks the token. A token that is new to this file may belong to another seller, so it is
-  // checked on a run without work too.
-  if (hasWork || isUncheckedToken(database.account, context.square.token)) await connect();
+  if (preview.some(needsSquare) || isUncheckedToken(database.account, context.square.token))
+    await connect();
 
-  // Every row gets its idempotency key, and the keys are in the file before the first request. A key that is made
-  // at the moment of the call is lost together with the reply, and the next run would create the customer again.
+  // Store an idempotency key in each row before the first request. If the key existed only in
+  // memory and the script were killed, the next run would create the customer a second time. Check
+  // the rows again, because another program can have changed the file since the first check.
   const rows = await database.update((db) => {
     const prepared = prepareRows(db, selection);
     storeKeys(db, prepared);
     return prepared;
   });
 
-  const due = rows.filter(({ outcome, inDoubt }) => outcome === "ready" || inDoubt);
+  // Both calls set the outcome of each row in the batch, and save it before the next batch. If the
+  // script is killed, only one batch is in doubt. The next run sends it with the same idempotency
+  // keys. Square recognizes them, and returns the customers that it has created already.
+  const due = rows.filter(needsSquare);
   let done = 0;
   for (const batch of divideIntoBatches(due, batchSize)) {
     await linkRowsInDoubt(await connect(), database, batch);
-    // BulkCreateCustomers takes the customers under their idempotency keys. If a reply is lost and the same key
-    // arrives again, Square returns the customer that it created the first time. The ids of each reply are saved
-    // before the next call, so a run that is killed leaves at most one call in doubt.
     await createCustomers(await connect(), database, context, batch, { ...selection, batchSize });
     done += batch.length;
     context.showProgress(done, due.length);
   }
 
-  // Rows that were left out or have to wait must be selected again, so --created-since last may not skip them.
-  const counts = countOutcomes(rows);
-  const isComplete =
-    source === undefined &&
-    limit === undefined &&
-    counts.refused + counts.held + counts.later === 0;
+  // Move the watermark only if all rows were selected and none of them is left. Otherwise the next
+  // run with --created-since last would skip the rows that are left.
+  const { created, linked, refused, held, later } = countOutcomes(rows);
+  const isComplete = source === undefined && limit === undefined && refused + held + later === 0;
   await database.update((db) => {
     const before = readWatermark(db, SCRIPT);
-    const after = isComplete
-      ? nextWatermark({ since, until: null }, before, context.startedAt)
-      : before;
-    const { created, linked, refused, held } = counts;
+    const window = { since, until: null };
+    const after = isComplete ? nextWatermark(window, before, context.startedAt) : before;
     recordRun(db, context, { since, watermark: after, created, linked, refused, held });
   });
   return describePush(context, rows, rowsWithOwnId);

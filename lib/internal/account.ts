@@ -1,14 +1,19 @@
 /**
- * Whose customers a file holds. Ids of one Square account mean nothing in another. With the token of another
- * seller, every customer of the file would be created again there, and the directories would be mixed. So the
- * file remembers its account, and every script compares it before it reads or writes anything.
+ * Keeps the customers of two Square accounts apart.
+ *
+ * A customer id is valid in one Square account only. With the token of another seller, a pull would
+ * mix two directories, and a push would create the customers at the wrong seller. So the file
+ * stores its account in the table square_account, and every script compares it before it reads or
+ * sends anything.
  */
 import { createHash } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 import type { Database } from "sql.js";
 import type { SquareClient } from "square";
 import type { RunContext } from "./context.ts";
 import { SyncError } from "./errors.ts";
-import { describeSquareError } from "./square-errors.ts";
+import { readRows } from "./sql.ts";
+import { createSquareError } from "./square-errors.ts";
 
 const EXPIRY_WARNING_MS = 7 * 86_400_000;
 
@@ -17,55 +22,56 @@ export interface StoredAccount {
   environment: string;
   merchantId: string | null;
   /**
-   * SHA-256 of the token that was checked. The token itself is never stored. A token is long and random, so
-   * it cannot be found by hashing guesses, as a password could.
+   * SHA-256 of the token that was checked last. The token itself is never stored. Unlike a
+   * password, a token is long and random, so it cannot be found by hashing guesses.
    */
   tokenHash: string | null;
-  /** Separated by blanks, for example `CUSTOMERS_READ CUSTOMERS_WRITE`. */
+  /** Separated by spaces, for example `CUSTOMERS_READ CUSTOMERS_WRITE`. */
   tokenScopes: string | null;
   tokenExpiresAt: string | null;
   checkedAt: string | null;
 }
 
 /**
- * Reads the account of a file; undefined in a file that holds no customers yet.
- * @throws SyncError (usage) for a file without the table: without it, nothing would keep two accounts apart
+ * Reads the account of a file.
+ * @param path for the error message
+ * @returns undefined if no account is stored yet, as in a new file
+ * @throws SyncError (usage) for a file without the table, which cannot keep two accounts apart
  */
 export function readAccount(db: Database, path: string): StoredAccount | undefined {
-  const [table] = db.exec("SELECT 1 FROM sqlite_master WHERE name = 'square_account'");
-  if (table === undefined)
+  const tables = readRows(db, "SELECT 1 FROM sqlite_master WHERE name = 'square_account'");
+  if (tables.length === 0)
     throw new SyncError(
       "usage",
       `Cannot use "${path}": it has no square_account table`,
       "create the tables of lib/schema.sql in it",
     );
-  const [result] = db.exec(
+  const [row] = readRows(
+    db,
     `SELECT environment, merchant_id, token_hash, token_scopes, token_expires_at, checked_at
      FROM square_account`,
   );
-  const row = result?.values[0];
   if (row === undefined) return undefined;
-  const [environment, ...others] = row.map((value) => (value === null ? null : String(value)));
-  const [merchantId = null, tokenHash = null, tokenScopes = null, expiresAt = null, at = null] =
-    others;
   return {
-    environment: environment ?? "",
-    merchantId,
-    tokenHash,
-    tokenScopes,
-    tokenExpiresAt: expiresAt,
-    checkedAt: at,
+    environment: readText(row.environment) ?? "",
+    merchantId: readText(row.merchant_id),
+    tokenHash: readText(row.token_hash),
+    tokenScopes: readText(row.token_scopes),
+    tokenExpiresAt: readText(row.token_expires_at),
+    checkedAt: readText(row.checked_at),
   };
 }
 
 /**
- * Writes the account, unless the file has the same one already.
- * @throws SyncError (usage) when the file has another environment or merchant, or no table for the account
+ * Writes the account to the file.
+ * @throws SyncError (usage) if the file has another environment or merchant, or no table for the
+ *   account
  */
 export function saveAccount(db: Database, path: string, account: StoredAccount): void {
   const stored = readAccount(db, path);
   requireSameAccount(path, stored, account);
-  if (JSON.stringify(stored) === JSON.stringify(account)) return;
+  // Every write, also of the same values, makes the update replace the whole file.
+  if (isDeepStrictEqual(stored, account)) return;
   db.run(
     `INSERT OR REPLACE INTO square_account
        (only_row, environment, merchant_id, token_hash, token_scopes, token_expires_at, checked_at)
@@ -82,9 +88,10 @@ export function saveAccount(db: Database, path: string, account: StoredAccount):
 }
 
 /**
- * Compares the account of a file with another one.
- * @param stored the account of the file
- * @throws SyncError (usage) when the environment or the merchant differs
+ * Compares the account of a file with the account of this run.
+ * @param stored the account of the file; undefined if it has none yet, and then any account is
+ *   accepted
+ * @throws SyncError (usage) if the environment differs, or if both merchants are known and differ
  */
 export function requireSameAccount(
   path: string,
@@ -97,7 +104,7 @@ export function requireSameAccount(
   if (stored.environment !== current.environment)
     throw new SyncError(
       "usage",
-      `Cannot use "${path}": it holds customers of ${describeEnvironment(stored.environment)}, and this run is for ${describeEnvironment(current.environment)}`,
+      `Cannot use "${path}": it holds customers of ${formatEnvironment(stored.environment)}, and this run is for ${formatEnvironment(current.environment)}`,
       nextStep,
     );
   const { merchantId } = stored;
@@ -110,11 +117,11 @@ export function requireSameAccount(
 }
 
 /**
- * Checks the token before the first other request of a run: whether it belongs to the merchant of the file,
- * has the scopes that the script needs, and will expire soon. A token that was checked before is not checked
- * again, so that a quiet night stays one request.
+ * Checks the token before the other requests of a run: it must belong to the merchant of the file
+ * and have the scopes that the script needs. Warns if it expires soon. A token that an earlier run
+ * checked is not checked again, so that a run without news needs only one request.
  * @param stored the account of the file
- * @param scopes the permissions that the script needs, such as `CUSTOMERS_READ`
+ * @param scopes the permissions that the script needs, for example `CUSTOMERS_READ`
  * @returns the account to save with the next update of the file
  * @throws SyncError (usage) for another merchant, (denied) for a rejected token or a missing scope
  * @see https://developer.squareup.com/reference/square/o-auth-api/retrieve-token-status
@@ -126,66 +133,91 @@ export async function checkAccount(
   scopes: readonly string[],
 ): Promise<StoredAccount> {
   const { environment, token } = context.square;
-  const isCheckedToken = stored !== undefined && !isUncheckedToken(stored, token);
+  // The account of the file, if it is the result of an earlier check of this token.
+  const checked = stored?.tokenHash === hashToken(token) ? stored : undefined;
+  // A seller can extend a token, or give it more scopes. So ask Square again before a check fails.
   if (
-    isCheckedToken &&
-    listMissing(stored.tokenScopes, scopes).length === 0 &&
-    !isPast(stored.tokenExpiresAt, context.startedAt)
+    checked !== undefined &&
+    listMissingScopes(checked, scopes).length === 0 &&
+    !expiresBefore(checked, context.startedAt)
   ) {
-    warnOfExpiry(stored, context);
-    return stored;
+    warnOfExpiry(checked, context);
+    return checked;
   }
 
-  // Without an answer, what an earlier check of this token found stays true. For another token nothing is
-  // known, and the next run asks again.
-  const keepStored = () => (isCheckedToken ? stored : buildUnchecked(stored, context));
   const status = await retrieveTokenStatus(square, context);
-  if (status === "no answer") return keepStored();
+  if (status === "no answer") return checked ?? buildUncheckedAccount(stored, context);
 
   const account: StoredAccount = {
     environment,
-    merchantId: status.merchantId || null,
+    ...status,
     tokenHash: hashToken(token),
-    tokenScopes: status.scopes?.join(" ") || null,
-    tokenExpiresAt: status.expiresAt || null,
     checkedAt: new Date(context.startedAt).toISOString(),
   };
   requireSameAccount(context.databasePath, stored, account);
-  const missing = listMissing(account.tokenScopes, scopes);
+  const missing = listMissingScopes(account, scopes);
   if (missing.length > 0)
     throw new SyncError(
       "denied",
       `Cannot use this token: it lacks the permission${missing.length > 1 ? "s" : ""} ${missing.join(" and ")}`,
       "ask the seller for it, or use a token that has it",
     );
+  // A file of version 1, or one that was filled while the token could not be checked. Nothing proves
+  // that its customers belong to this merchant, so a person should hear about it.
+  if (stored !== undefined && stored.merchantId === null && account.merchantId !== null)
+    context.warn(
+      `"${context.databasePath}" had no Square merchant recorded: from now on it belongs to the merchant ${account.merchantId}`,
+    );
   warnOfExpiry(account, context);
-  // The endpoint does not know the merchant, but the file has one, which must not get lost.
-  return account.merchantId === null && stored?.merchantId ? keepStored() : account;
+
+  // Square returned no merchant. Saving this account would erase the merchant of the file, and the
+  // token of another seller would be accepted from then on.
+  const losesMerchant =
+    account.merchantId === null && stored !== undefined && stored.merchantId !== null;
+  if (losesMerchant) return checked ?? buildUncheckedAccount(stored, context);
+  return account;
 }
 
 /**
- * True when the file belongs to a seller, and this token was not checked for it yet. It may be the token of
- * another seller.
+ * True if the file belongs to a seller, and no run has checked this token for it yet. It can be the
+ * token of another seller. A file without an account has no customers that could be mixed up.
  */
 export function isUncheckedToken(stored: StoredAccount | undefined, token: string): boolean {
   return stored !== undefined && stored.tokenHash !== hashToken(token);
 }
 
-function hashToken(token: string): string {
-  return createHash("sha256").update(token).digest("hex");
+/**
+ * Builds the account of a run whose token could not be checked. Without a token hash, the next run
+ * checks the token again.
+ */
+function buildUncheckedAccount(
+  stored: StoredAccount | undefined,
+  context: RunContext,
+): StoredAccount {
+  const merchantId = stored?.merchantId ?? null;
+  if (merchantId !== null)
+    context.warn(
+      `it could not be checked whether this token belongs to the merchant ${merchantId} of this file`,
+    );
+  return {
+    environment: context.square.environment,
+    merchantId,
+    tokenHash: null,
+    tokenScopes: null,
+    tokenExpiresAt: null,
+    checkedAt: null,
+  };
 }
 
-interface TokenStatus {
-  merchantId?: string;
-  scopes?: string[];
-  expiresAt?: string;
-}
+type TokenStatus = Pick<StoredAccount, "merchantId" | "tokenScopes" | "tokenExpiresAt">;
 
 /**
- * Asks RetrieveTokenStatus. Square documents it for production tokens. So an endpoint that does not answer,
- * or answers in another form, is no reason to stop: then only the environment is compared.
- * @returns an empty status when the endpoint does not exist, or does not know tokens of the sandbox. That will
- *   not change, so it counts as checked. After "no answer", the next run asks again.
+ * Calls RetrieveTokenStatus. Square documents it for production tokens only. So a run continues
+ * without its result, and then only the environment is compared.
+ * @returns a status without values if the endpoint does not exist or does not accept sandbox
+ *   tokens. That will not change, so the token counts as checked. After "no answer", the next run
+ *   asks again.
+ * @throws SyncError (denied) if Square rejects a token outside the sandbox
  */
 async function retrieveTokenStatus(
   square: SquareClient,
@@ -195,62 +227,59 @@ async function retrieveTokenStatus(
     const { merchantId, scopes, expiresAt } = await square.oAuth.retrieveTokenStatus({
       maxRetries: 1,
     });
-    const hasScopes = Array.isArray(scopes) && scopes.every((scope) => typeof scope === "string");
     return {
-      ...(typeof merchantId === "string" && { merchantId }),
-      ...(hasScopes && { scopes }),
-      ...(typeof expiresAt === "string" && { expiresAt }),
+      merchantId: readText(merchantId),
+      tokenScopes: readText(joinScopes(scopes)),
+      tokenExpiresAt: readText(expiresAt),
     };
   } catch (error) {
-    const described = describeSquareError(error, context);
+    const described = createSquareError(error, context);
     if (described === undefined) throw error;
     const isDenied = described.kind === "denied";
-    // It is not documented whether Square knows sandbox tokens here. The next request will tell.
+    // The endpoint may reject a valid sandbox token. An invalid one fails at the next request.
     if (isDenied && context.square.environment !== "sandbox") throw described;
     context.note(`the token could not be checked: ${described.message}`);
     const isMissing = error instanceof Error && "statusCode" in error && error.statusCode === 404;
-    return isDenied || isMissing ? {} : "no answer";
+    if (!isDenied && !isMissing) return "no answer";
+    return { merchantId: null, tokenScopes: null, tokenExpiresAt: null };
   }
 }
 
-/** Builds the account of a run whose token could not be checked, and warns when the file has a seller. */
-function buildUnchecked(
-  stored: StoredAccount | undefined,
-  { square: { environment }, warn }: RunContext,
-): StoredAccount {
-  const merchantId = stored?.merchantId ?? null;
-  if (merchantId !== null)
-    warn(
-      `it could not be checked whether this token belongs to the merchant ${merchantId} of this file`,
-    );
-  return {
-    environment,
-    merchantId,
-    tokenHash: null,
-    tokenScopes: null,
-    tokenExpiresAt: null,
-    checkedAt: null,
-  };
+/** Reads a text from a row or a reply. An empty text, or a value of another type, is null. */
+function readText(value: unknown): string | null {
+  return typeof value === "string" && value !== "" ? value : null;
 }
 
-// A personal access token can have no list of scopes. It has all permissions, so nothing is missing.
-function listMissing(granted: string | null, needed: readonly string[]): string[] {
-  if (granted === null) return [];
-  return needed.filter((scope) => !granted.split(" ").includes(scope));
+// The SDK does not check the types in a reply, so check here that this is a list of texts.
+function joinScopes(scopes: unknown): string | undefined {
+  if (!Array.isArray(scopes)) return undefined;
+  return scopes.every((scope) => typeof scope === "string") ? scopes.join(" ") : undefined;
 }
 
-function warnOfExpiry({ tokenExpiresAt }: StoredAccount, { startedAt, warn }: RunContext): void {
-  if (isPast(tokenExpiresAt, startedAt + EXPIRY_WARNING_MS))
+// Square can return no list of scopes for a personal access token. Such a token has all
+// permissions, so without a list no scope is missing.
+function listMissingScopes({ tokenScopes }: StoredAccount, needed: readonly string[]): string[] {
+  if (tokenScopes === null) return [];
+  const granted = tokenScopes.split(" ");
+  return needed.filter((scope) => !granted.includes(scope));
+}
+
+function warnOfExpiry(account: StoredAccount, { startedAt, warn }: RunContext): void {
+  if (expiresBefore(account, startedAt + EXPIRY_WARNING_MS))
     warn(
-      `the access token expires on ${tokenExpiresAt?.slice(0, 10)}: replace SQUARE_ACCESS_TOKEN before that`,
+      `the access token expires on ${account.tokenExpiresAt?.slice(0, 10)}: replace SQUARE_ACCESS_TOKEN before that`,
     );
 }
 
-function isPast(time: string | null, now: number): boolean {
-  return time !== null && Date.parse(time) < now;
+function expiresBefore({ tokenExpiresAt }: StoredAccount, ms: number): boolean {
+  return tokenExpiresAt !== null && Date.parse(tokenExpiresAt) < ms;
 }
 
-function describeEnvironment(name: string): string {
+function hashToken(token: string): string {
+  return createHash("sha256").update(token).digest("hex");
+}
+
+function formatEnvironment(name: string): string {
   if (name === "offline") return "the server of SQUARE_BASE_URL (offline)";
   return name === "sandbox" ? "the Square sandbox" : `Square ${name}`;
 }

@@ -1,6 +1,6 @@
 /**
- * Runs a script: options, configuration, progress, summary, errors and the exit code. A script passes its
- * manual and a main function, and does not have to care about any of these.
+ * Runs a script. It parses the options, reads the configuration, shows progress, prints the summary
+ * or the error, and sets the exit code. A script passes its manual and a main function.
  */
 import type { InferredOptionTypes, Options } from "yargs";
 import { readConfiguration } from "./config.ts";
@@ -8,11 +8,12 @@ import type { RunContext } from "./context.ts";
 import { type ErrorKind, messageOf, SyncError } from "./errors.ts";
 import { flushStderr, makePrintable, printToStderr, printToStdout } from "./output.ts";
 import { createProgress, type Progress } from "./progress.ts";
-import { describeSquareError } from "./square-errors.ts";
-import { commandFor, quoteArgument } from "./suggest.ts";
+import { createSquareError } from "./square-errors.ts";
+import { buildCommand, quoteArgument } from "./suggest.ts";
 import { parseTime } from "./time.ts";
 
-// Not read from package.json, because Deno may have no permission for it. A test compares the two.
+// Repeated from package.json, because Deno may have no permission to read that file. A test
+// compares this constant with package.json.
 export const VERSION = "2.0.0";
 
 const HELP_WIDTH = 80;
@@ -24,7 +25,18 @@ const EXIT_ROWS_WAIT = 3;
 const EXIT_SIGINT = 130;
 const EXIT_SIGTERM = 143;
 
-type OptionSet = Record<string, Options>;
+/** An option of yargs, with a check of its value. */
+interface ScriptOption extends Options {
+  /**
+   * Called before any work. yargs has `coerce` for this, but passes on only the message of its
+   * errors, so the next step of a SyncError would get lost.
+   * @param script the name of the script, for the next step of the error
+   * @throws SyncError (usage) for an invalid value
+   */
+  check?(value: unknown, script: string): void;
+}
+
+type OptionSet = Record<string, ScriptOption>;
 
 /** The options of every script. */
 const COMMON_OPTIONS = {
@@ -43,20 +55,23 @@ const COMMON_OPTIONS = {
 /** The options of the pulls. */
 export const PULL_OPTIONS = {
   since: {
-    ...timeOption("--since", "last (run), all, 90s, 5m, 24h, 1d, 2w, 2026-08-01, or RFC 3339"),
+    ...timeOption("--since", "last (run), all, 90s, 5m, 24h, 1d, 2w, 2026-08-01, or RFC 3339", [
+      "last",
+      "all",
+    ]),
     default: "last",
   },
-  until: timeOption("--until", "The same, except last and all [no end]"),
+  until: timeOption("--until", "The same, except last and all [no end]", []),
   concurrency: {
     ...countOption("--concurrency", 16, "Requests at the same time; 1 = in order"),
     default: 4,
   },
 } as const satisfies OptionSet;
 
-/** What `--help` prints about a script, and whether the script needs a token. */
+/** The text of `--help`, the options of the script, and whether it needs a token. */
 export interface Manual<O extends OptionSet> {
   name: string;
-  /** Continues the sentence that begins with the name. */
+  /** The rest of a sentence that begins with the name, for example `pulls new customers`. */
   purpose: string;
   options: O;
   examples: readonly (readonly [command: string, description: string])[];
@@ -64,23 +79,23 @@ export interface Manual<O extends OptionSet> {
   needsSquare: boolean;
 }
 
-/** What a script did. */
+/** The result of a run, as the main function returns it. */
 export interface Result {
-  /** One line for a person, printed after the name of the script. */
+  /** One line for the user, printed after the name of the script. */
   summary: string;
   /** Fields for `--json`, in addition to script, environment, database and seconds. */
   json: object;
-  /** Printed to stdout above the summary, for example the table of a dry run. */
+  /** Lines that are printed to stdout above the summary, for example the table of a dry run. */
   lines?: readonly string[] | undefined;
-  /** Printed to stderr with --verbose: each changed row. */
+  /** A line for each changed row. They are printed to stderr, and only with --verbose. */
   details?: readonly string[] | undefined;
-  /** Rows that wait for a person. The exit code is then 3, which tells cron about them. */
+  /** True if rows wait for a person. The exit code is then 3, so that a scheduler can report it. */
   hasWaitingRows?: boolean | undefined;
-  /** With --quiet, the only line about waiting rows, for example `2 refused, 1 on hold`. */
+  /** The line that --quiet prints about these rows, for example `2 refused, 1 on hold`. */
   waitingText?: string | undefined;
-  /** Printed as a `Try:` line on stderr, for example for rows on hold. */
+  /** Printed to stderr after `Try: `, for example for rows on hold. */
   nextStep?: string | undefined;
-  /** Reported after the summary, for a run that did only a part of its work. */
+  /** The error of a run that did only a part of its work. It is reported after the summary. */
   error?: unknown;
 }
 
@@ -90,8 +105,8 @@ export type ScriptContext<O extends OptionSet> = RunContext & {
 };
 
 /**
- * Runs a script and ends the process. The summary goes to stdout, an error to stderr, and the exit code tells
- * how it ended.
+ * Runs a script and ends the process. The summary is printed to stdout and an error to stderr. The
+ * exit code shows whether the run succeeded.
  */
 export async function runScript<const O extends OptionSet>(
   manual: Manual<O>,
@@ -104,17 +119,18 @@ export async function runScript<const O extends OptionSet>(
   try {
     exitCode = await execute(manual, main, reporter);
   } catch (thrown) {
-    const error = thrown instanceof SyncError ? thrown : describeUnexpected(thrown);
+    const error = thrown instanceof SyncError ? thrown : createUnexpectedError(thrown);
     reporter.reportError(error);
     exitCode = EXIT_CODES[error.kind];
   }
-  // Other requests may still be under way when a run fails. They would keep the process alive.
   await flushStderr();
+  // Without this call, open requests of a failed run would keep the process alive.
   process.exit(exitCode);
 }
 
-// Exit in the handler: the SDK's wait between two attempts cannot be interrupted. Nothing is lost, because a
-// save is synchronous and the lock is removed on exit.
+// Exits in the signal handler, because the wait of the SDK between two attempts cannot be
+// interrupted. This loses nothing: a save is synchronous, so it is either complete or has not
+// begun, and the lock is removed on exit.
 function exitOnSignal(signal: "SIGINT" | "SIGTERM", exitCode: number, reporter: Reporter): void {
   process.on(signal, () => {
     const message = `Cannot go on: stopped by ${signal}`;
@@ -131,11 +147,12 @@ async function execute<O extends OptionSet>(
 ): Promise<number> {
   const { name, needsSquare } = manual;
   const startedAt = Date.now();
-  const options = await parseOptions(manual);
-  if (typeof options === "string") {
-    await printToStdout(options);
+  const parsed = await parseCommandLine(manual);
+  if (parsed.helpText !== undefined) {
+    await printToStdout(parsed.helpText);
     return EXIT_DONE;
   }
+  const { options } = parsed;
   const { db, json = false, quiet = false, verbose = false } = options;
   reporter.isVerbose = verbose;
   const { databasePath, square } = await readConfiguration(db, needsSquare);
@@ -151,7 +168,8 @@ async function execute<O extends OptionSet>(
     warn(text) {
       if (!quiet) reporter.report(`${name}: ${text}`);
     },
-    // On a terminal, a minute without any output looks like a program that hangs.
+    // On a terminal, notes are printed without --verbose too. Otherwise a wait of a minute before a
+    // retry would look like a script that hangs.
     note(text) {
       if (verbose || (process.stderr.isTTY && !quiet)) reporter.report(`${name}: ${text}`);
     },
@@ -160,22 +178,22 @@ async function execute<O extends OptionSet>(
     },
     commandFor(script, args = "") {
       // The suggested command has to work on the same file as this run.
-      const needsFile = db !== undefined && !args.includes("--db");
-      const file = needsFile ? `--db ${quoteArgument(db)}` : "";
-      return commandFor(script, [file, args].filter(Boolean).join(" "));
+      if (db === undefined || args.includes("--db")) return buildCommand(script, args);
+      return buildCommand(script, `--db ${quoteArgument(db)} ${args}`.trim());
     },
   };
 
-  const describeError = (error: unknown) =>
-    error instanceof SyncError ? error : (describeSquareError(error, context) ?? error);
+  // An error of the SDK becomes a SyncError. Any other error stays as it is.
+  const explain = (error: unknown) =>
+    error instanceof SyncError ? error : (createSquareError(error, context) ?? error);
   const result = await main(context).catch((error: unknown) => {
-    throw describeError(error);
+    throw explain(error);
   });
 
   reporter.progress.hide();
   if (verbose) for (const detail of result.details ?? []) reporter.report(`${name}: ${detail}`);
   if (json || !quiet) {
-    // Not context.startedAt, which is earlier when Square's clock is behind.
+    // context.startedAt is not used here, because it can be Square's clock.
     const seconds = (Date.now() - startedAt) / 1_000;
     const lines = json
       ? [formatJson(context, result.json, needsSquare, seconds)]
@@ -185,11 +203,15 @@ async function execute<O extends OptionSet>(
   const { hasWaitingRows = false, waitingText = "rows wait for a person", nextStep } = result;
   if (quiet && hasWaitingRows) reporter.report(`${name}: ${waitingText}`);
   if (nextStep && !quiet) reporter.report(`Try: ${nextStep}`);
-  if (result.error !== undefined) throw describeError(result.error);
+  if (result.error !== undefined) throw explain(result.error);
   return hasWaitingRows ? EXIT_ROWS_WAIT : EXIT_DONE;
 }
 
-/** Prints to stderr, above the progress bar. */
+/**
+ * Prints to stderr, and removes the progress bar before that. The reporter is created before
+ * anything else, because even parsing the options can fail. So its first three properties are set
+ * later, as soon as their values are known.
+ */
 interface Reporter {
   token: string;
   isVerbose: boolean;
@@ -215,17 +237,21 @@ function createReporter(script: string): Reporter {
   };
 }
 
-/** For example `pull-created (sandbox): …`, and with time and file where it can become a line of a log. */
+/**
+ * Formats the summary line, for example `pull-created (sandbox): …`. When stdout is not a terminal,
+ * the line is usually added to a log, so it gets the time and the file too.
+ */
 function formatSummary(context: RunContext, summary: string, needsSquare: boolean): string {
   const { script, databasePath, square } = context;
   const where = needsSquare ? [square.environment] : [];
-  let time = "";
+  let prefix = "";
   if (!process.stdout.isTTY) {
-    time = `${new Date().toISOString().replace(/\.\d+Z$/, "Z")} `;
+    const timeInSeconds = new Date().toISOString().replace(/\.\d+Z$/, "Z");
+    prefix = `${timeInSeconds} `;
     where.push(databasePath);
   }
   const parentheses = where.length > 0 ? ` (${where.join(", ")})` : "";
-  return `${time}${script}${parentheses}: ${summary}`;
+  return `${prefix}${script}${parentheses}: ${summary}`;
 }
 
 function formatJson(
@@ -234,44 +260,50 @@ function formatJson(
   needsSquare: boolean,
   seconds: number,
 ): string {
-  const head = needsSquare
-    ? { script, environment: square.environment, database: databasePath }
-    : { script, database: databasePath };
-  return JSON.stringify({ ...head, ...json, ...(needsSquare ? { seconds } : {}) });
+  const { environment } = square;
+  const fields = needsSquare
+    ? { script, environment, database: databasePath, ...json, seconds }
+    : { script, database: databasePath, ...json };
+  return JSON.stringify(fields);
 }
 
-// A bug in a script, or a failure that we did not foresee.
-function describeUnexpected(error: unknown): SyncError {
+// The error for a bug in a script, or for a failure that no other code handles.
+function createUnexpectedError(error: unknown): SyncError {
   const nextStep = "add --verbose to see where it happened";
   return new SyncError("failed", `Cannot go on: ${messageOf(error)}`, nextStep, error);
 }
 
-/** The stack traces of an error and its causes. */
+/** Lists the stack traces of an error and its causes. */
 function listCauses(error: unknown): string[] {
   const texts: string[] = [];
   for (let cause = error; cause instanceof Error; cause = cause.cause) {
     const stack = cause.stack ?? messageOf(cause);
-    // The message of an error of the SDK contains the whole reply, and with it a customer's data.
-    const isReply = "body" in cause;
-    texts.push(isReply ? stack.replace(cause.message, "(reply of Square)") : stack);
+    // An error of the SDK has the reply as its body, and repeats it in the message. The reply can
+    // contain the data of a customer, so it is not printed.
+    const hasReply = "body" in cause;
+    texts.push(hasReply ? stack.replace(cause.message, "(reply of Square)") : stack);
   }
   return texts;
 }
+
+type ParsedCommandLine<O extends OptionSet> =
+  | { options: ScriptContext<O>["options"]; helpText?: never }
+  | { options?: never; helpText: string };
 
 /**
  * Parses the command line.
  * @returns the options, or the text to print for --help and --version
  * @throws SyncError (usage)
  */
-async function parseOptions<O extends OptionSet>(
+async function parseCommandLine<O extends OptionSet>(
   manual: Manual<O>,
-): Promise<ScriptContext<O>["options"] | string> {
+): Promise<ParsedCommandLine<O>> {
   const { name, purpose, options, examples, exitCodes } = manual;
   const words = process.argv.slice(2);
-  if (words.includes("--version")) return `${VERSION}\n`;
+  if (words.includes("--version")) return { helpText: `${VERSION}\n` };
 
-  const allOptions = { ...options, ...COMMON_OPTIONS };
-  // Loaded here because it takes longer than everything else that starts a script.
+  const allOptions: OptionSet = { ...options, ...COMMON_OPTIONS };
+  // Loaded here, because loading yargs takes longer than everything else at the start of a script.
   const { default: yargs } = await import("yargs");
   const parser = yargs(words)
     .scriptName(name)
@@ -284,8 +316,9 @@ async function parseOptions<O extends OptionSet>(
     .wrap(HELP_WIDTH)
     .detectLocale(false)
     .exitProcess(false)
-    // Defaults of yargs that would change the meaning: an option given twice becomes a list, --no-source sets
-    // source to false, --batchSize is accepted too, a dot makes an object, and a stray 007 becomes 7.
+    // Turn off conversions of yargs. By default, an option that is given twice becomes a list,
+    // --no-source sets source to false, --batchSize is accepted for --batch-size, a dot in a name
+    // creates an object, and the stray word 007 becomes the number 7.
     .parserConfiguration({
       "duplicate-arguments-array": false,
       "boolean-negation": false,
@@ -297,15 +330,16 @@ async function parseOptions<O extends OptionSet>(
       "Not enough arguments following: %s": "--%s needs a value",
       "Argument unexpected for: %s": "--%s takes no value",
     })
-    // The message of an invalid value comes from one of the functions below.
     .fail((message) => {
-      const text = message.startsWith("Cannot") ? message : `Cannot use these options: ${message}`;
-      throw new SyncError("usage", text, findHelp(name));
+      throw new SyncError("usage", `Cannot use these options: ${message}`, findHelp(name));
     });
-  if (words.includes("--help")) return `${await parser.getHelp()}\n`;
+  if (words.includes("--help")) return { helpText: `${await parser.getHelp()}\n` };
 
-  refuseSwallowedOption(name, Object.keys(allOptions));
-  const parsed = await parser.parseAsync();
+  rejectOptionTakenByNpm(name, Object.keys(allOptions));
+  const parsed: Record<string, unknown> & { _: (string | number)[] } = await parser.parseAsync();
+  for (const [option, { check }] of Object.entries(allOptions))
+    if (parsed[option] !== undefined) check?.(parsed[option], name);
+
   const strayWords = [
     ...parsed._.map(String),
     ...findUnknownOptions(words, Object.keys(parsed), Object.keys(allOptions)),
@@ -317,14 +351,19 @@ async function parseOptions<O extends OptionSet>(
       findHelp(name),
     );
   // yargs has checked the values against the types of allOptions.
-  return parsed as unknown as ScriptContext<O>["options"];
+  return { options: parsed as unknown as ScriptContext<O>["options"] };
 }
 
-/** Returns the unknown options as they were written, without their values. */
+/**
+ * Returns the unknown options as the user wrote them, for example `--frob` or `-x`. yargs returns
+ * only their names, without dashes. Values are left out, because a value can be secret.
+ */
 function findUnknownOptions(words: string[], parsed: string[], known: string[]): string[] {
+  // yargs returns the words that are not options in `_`, and the name of the script in `$0`.
   const unknown = parsed.filter((key) => !["_", "$0", ...known].includes(key));
   const written = unknown.map((key) => {
     const long = words.find((word) => word === `--${key}` || word.startsWith(`--${key}=`));
+    // `-xyz` is parsed as the three options x, y and z.
     const short = words.find((word) => /^-[^-]/.test(word) && word.includes(key));
     return (long ?? short ?? `--${key}`).replace(/=.*/s, "");
   });
@@ -332,48 +371,58 @@ function findUnknownOptions(words: string[], parsed: string[], known: string[]):
 }
 
 /**
- * `npm run push-new --dry-run` passes the option to npm, which drops it, and the script would push. npm leaves
- * a trace of it in the environment.
+ * Rejects an option that npm has taken. `npm run push-new --dry-run` passes the option to npm and
+ * not to the script. Without this check, the script would push. npm stores such an option in a
+ * variable of the environment, for example npm_config_dry_run.
  */
-function refuseSwallowedOption(name: string, known: string[]): void {
-  // --dry-run is refused by every script: `npm run sync --dry-run` starts several, and the last one pushes.
-  const swallowed = [...known, "dry-run"].find(
+function rejectOptionTakenByNpm(name: string, known: string[]): void {
+  // Every script rejects --dry-run, because `npm run sync --dry-run` would push in its last script.
+  const taken = [...known, "dry-run"].find(
     (option) => process.env[`npm_config_${option.replaceAll("-", "_")}`] !== undefined,
   );
-  if (swallowed === undefined) return;
+  if (taken === undefined) return;
   throw new SyncError(
     "usage",
-    `Cannot use --${swallowed}: npm took it as its own option`,
-    known.includes(swallowed)
-      ? `npm run ${name} -- --${swallowed} (options go after --)`
-      : `leave it out: ${name} has no --${swallowed}; for a script that has it: npm run <script> -- --${swallowed}`,
+    `Cannot use --${taken}: npm took it as its own option`,
+    known.includes(taken)
+      ? `npm run ${name} -- --${taken} (options go after --)`
+      : `leave it out: ${name} has no --${taken}; for a script that has it: npm run <script> -- --${taken}`,
   );
 }
 
-function findHelp(name: string): string {
-  return commandFor(name, "--help") ?? "add --help to see the options";
+/** Finds the next step for wrong options: the command that prints the help of the script. */
+function findHelp(script: string): string {
+  return buildCommand(script, "--help") ?? "add --help to see the options";
 }
 
-/** An option without a value. With nargs 0, yargs rejects `--dry-run=1` instead of reading it as false. */
+/**
+ * Defines an option without a value. With nargs 0, yargs rejects `--dry-run=1`. Without it, yargs
+ * would read that as false, and the script would push.
+ */
 export function flag(describe: string) {
   return { type: "boolean", nargs: 0, describe } as const;
 }
 
-/** An option that takes a time. It is checked before any work, and parsed when the run has begun. */
-export function timeOption(option: string, describe: string) {
-  const coerce = (text: string): string => {
-    const isKeyword = option !== "--until" && ["last", "all"].includes(text);
-    if (!isKeyword) parseTime(option, text, Date.now());
-    return text;
+/**
+ * Defines an option that takes a time. Its value stays as the user wrote it, because a duration is
+ * subtracted from the start of the run, which is not known yet.
+ * @param keywords the words that are accepted in place of a time
+ */
+export function timeOption(option: string, describe: string, keywords: readonly string[]) {
+  const check = (value: unknown) => {
+    const text = String(value);
+    if (!keywords.includes(text)) parseTime(option, text, Date.now());
   };
-  return { type: "string", requiresArg: true, describe, coerce } as const;
+  return { type: "string", requiresArg: true, describe, check } as const;
 }
 
-/** An option that takes a whole number from 1 to `max`. */
+/** Defines an option that takes a whole number from 1 to `max`. */
 export function countOption(option: string, max: number, describe: string) {
-  const coerce = (count: number): number => {
-    if (Number.isInteger(count) && count >= 1 && count <= max) return count;
-    throw new Error(`Cannot use ${option}: expected a whole number from 1 to ${max}`);
+  const check = (value: unknown, script: string) => {
+    const count = Number(value);
+    if (Number.isInteger(count) && count >= 1 && count <= max) return;
+    const message = `Cannot use ${option}: expected a whole number from 1 to ${max}`;
+    throw new SyncError("usage", message, findHelp(script));
   };
-  return { type: "number", requiresArg: true, describe, coerce } as const;
+  return { type: "number", requiresArg: true, describe, check } as const;
 }

@@ -1,11 +1,17 @@
-/** The configuration: read from the environment, then from `.env`, and checked before any work. */
+/**
+ * Reads the configuration from --db, the environment and the file `.env`, and checks all of it
+ * before a script does any work.
+ */
 import { existsSync, readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import type { SquareSettings } from "./context.ts";
 import { codeOf, messageOf, SyncError } from "./errors.ts";
 import { findPackageCommand, IS_DENO } from "./suggest.ts";
 
-/** Square's hosts. Importing them from the SDK would cost every start most of a second. */
+/**
+ * The URLs of Square by environment. They are repeated here, because loading the SDK takes about a
+ * second. A test compares them with the SDK.
+ */
 export const SQUARE_HOSTS = new Map([
   ["production", "https://connect.squareup.com"],
   ["sandbox", "https://connect.squareupsandbox.com"],
@@ -13,28 +19,31 @@ export const SQUARE_HOSTS = new Map([
 
 const ENV_FILE = ".env";
 const DEFAULT_DATABASE = "database.db";
-const DEFAULT_ENVIRONMENT = "sandbox"; // so that production has to be named
+
+// The default is not production, so that no run changes real customers by accident.
+const DEFAULT_ENVIRONMENT = "sandbox";
 
 const LOOPBACK_HOST = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 
-// Line breaks, carriage returns and characters without width, such as those copied from a web page.
+// Control characters such as line breaks, and characters without width, which copied text can have.
 const INVISIBLE_CHARACTER = /[\p{Cc}\p{Zl}\p{Zp}\u200b\ufeff]/u;
 
 const QUOTES = "has quotes around it, or an unclosed quote";
 
 export interface Configuration {
   databasePath: string;
-  /** Empty values for a script that does not use Square. */
+  /** For a script that does not use Square, all values are empty. */
   square: SquareSettings;
 }
 
-/** One wrong setting. The value is never part of the text, because it can be a token in the wrong place. */
+/** A wrong setting. Its text never contains the value, because a value can be a misplaced token. */
 interface Problem {
   text: string;
+  /** The next step, for the `Try:` line. */
   fix: string;
 }
 
-/** Where a value was found, which decides where to correct it. */
+/** The place of a value, so that the next step can name the place to correct. */
 type Source = "--db" | "the environment" | typeof ENV_FILE | "nowhere";
 
 interface Setting {
@@ -44,8 +53,8 @@ interface Setting {
 }
 
 /**
- * Reads the configuration. A variable of the environment wins over `.env`, also when it is empty.
- * @param dbOption the value of `--db`, which wins over DATABASE_PATH
+ * Reads the configuration. A variable of the environment overrides `.env`, even if it is empty.
+ * @param dbOption the value of `--db`, which overrides DATABASE_PATH
  * @throws SyncError (usage) with all problems at once
  */
 export async function readConfiguration(
@@ -66,15 +75,17 @@ export async function readConfiguration(
       : { name: "--db", value: dbOption, source: "--db" };
   const problems = checkDatabasePath(database);
 
-  // Deno may have no permission to read .env. That is harmless when the environment contains what the script
-  // needs. Otherwise a setting could be missing without a word.
-  const needed = needsSquare ? [database, read("SQUARE_ACCESS_TOKEN")] : [database];
-  const isComplete = needed.every(({ source }) => source !== "nowhere");
-  const isFileUsable = file.problem === undefined || (file.isUnreadable && isComplete);
-  if (file.problem && !isFileUsable) problems.push(file.problem);
+  // The file may be unreadable: Deno can lack the permission, or a container can have a folder with
+  // this name. That does not matter if the environment has every setting that is required.
+  // Otherwise report it, because the missing settings can be in the file.
+  const required = needsSquare ? [database, read("SQUARE_ACCESS_TOKEN")] : [database];
+  const isFileNeeded = required.some(({ source }) => source === "nowhere");
+  const fileProblem = file.isUnreadable && !isFileNeeded ? undefined : file.problem;
 
   let square: SquareSettings = { environment: "", token: "", baseUrl: "" };
-  if (needsSquare && isFileUsable) {
+  if (fileProblem !== undefined) {
+    problems.push(fileProblem);
+  } else if (needsSquare) {
     const token = trim(read("SQUARE_ACCESS_TOKEN"));
     const environment = trim(read("SQUARE_ENVIRONMENT"));
     const baseUrl = trim(read("SQUARE_BASE_URL"));
@@ -89,8 +100,9 @@ export async function readConfiguration(
   return { databasePath: database.value || DEFAULT_DATABASE, square };
 }
 
-// A space or a carriage return at the end is a slip, for example from `docker --env-file` on Windows. No
-// token, environment or URL contains one. The name of a file can.
+// Removes spaces and carriage returns around a token, an environment or a URL. They are never part
+// of one, and come, for example, from a file for `docker --env-file` that was written on Windows.
+// The path of a database file is not trimmed, because the name of a file can contain spaces.
 function trim(setting: Setting): Setting {
   return { ...setting, value: setting.value.trim() };
 }
@@ -106,26 +118,27 @@ function buildSquareSettings(token: string, environment: string, baseUrl: string
 
 function checkDatabasePath(setting: Setting): Problem[] {
   const { value, source } = setting;
-  if (value === "" && source === "--db") return [describe(setting, "is empty")];
-  if (hasQuotes(value)) return [describe(setting, QUOTES)];
+  if (value === "" && source === "--db") return [buildProblem(setting, "is empty")];
+  if (hasQuotes(value)) return [buildProblem(setting, QUOTES)];
   if (INVISIBLE_CHARACTER.test(value))
-    return [describe(setting, "contains an invisible character, such as a line break")];
-  if (value !== value.trim()) return [describe(setting, "begins or ends with a space")];
-  // Each of these would make a file or a folder with this name.
+    return [buildProblem(setting, "contains an invisible character, such as a line break")];
+  if (value !== value.trim()) return [buildProblem(setting, "begins or ends with a space")];
+  // Otherwise the script would use a file or folder with exactly this name, for example `:memory:`.
   if (/^(~[\\/]|\$)/.test(value))
-    return [describe(setting, "begins with ~ or $, which only a shell replaces")];
+    return [buildProblem(setting, "begins with ~ or $, which only a shell replaces")];
   if (/^(:memory:$|(file|sqlite3?):)/i.test(value))
-    return [describe(setting, "must be the path of a file, not a URL")];
+    return [buildProblem(setting, "must be the path of a file, not a URL")];
   return [];
 }
 
 function checkToken(setting: Setting): Problem[] {
   const { value, source } = setting;
-  if (value === "") return [describe(setting, source === "nowhere" ? "is not set" : "is empty")];
-  if (hasQuotes(value)) return [describe(setting, QUOTES)];
+  if (value === "")
+    return [buildProblem(setting, source === "nowhere" ? "is not set" : "is empty")];
+  if (hasQuotes(value)) return [buildProblem(setting, QUOTES)];
   if (!/^[\x21-\x7e]+$/.test(value))
     return [
-      describe(
+      buildProblem(
         setting,
         "contains a space, a line break (unclosed quote?) or another invalid character",
       ),
@@ -135,48 +148,54 @@ function checkToken(setting: Setting): Problem[] {
 
 function checkEnvironment(setting: Setting): Problem[] {
   const { value } = setting;
-  if (hasQuotes(value)) return [describe(setting, QUOTES)];
+  if (hasQuotes(value)) return [buildProblem(setting, QUOTES)];
   if (value === "" || SQUARE_HOSTS.has(value)) return [];
-  return [describe(setting, "must be sandbox or production")];
+  return [buildProblem(setting, "must be sandbox or production")];
 }
 
 function checkBaseUrl(setting: Setting): Problem[] {
   const { value } = setting;
   if (value === "") return [];
-  if (hasQuotes(value)) return [describe(setting, QUOTES)];
+  if (hasQuotes(value)) return [buildProblem(setting, QUOTES)];
   const url = URL.canParse(value) ? new URL(value) : undefined;
-  const isLoopback = LOOPBACK_HOST.test(url?.hostname ?? "");
-  if (url?.protocol !== "https:" && !(url?.protocol === "http:" && isLoopback))
-    return [describe(setting, "must be an https:// URL (http:// only for localhost)")];
+  const isHttps = url?.protocol === "https:";
+  const isLocalHttp = url?.protocol === "http:" && LOOPBACK_HOST.test(url.hostname);
+  if (url === undefined || !(isHttps || isLocalHttp))
+    return [buildProblem(setting, "must be an https:// URL (http:// only for localhost)")];
   if (url.username || url.password || /[?#\s]/.test(value))
-    return [describe(setting, "must not contain a user name, password, query or space")];
+    return [buildProblem(setting, "must not contain a user name, password, query or space")];
   if (/\/v2\/*$/.test(url.pathname))
-    return [describe(setting, "must not end in /v2: leave that out")];
-  // Otherwise the run would call itself offline and work on real customers.
-  for (const [environment, host] of SQUARE_HOSTS)
-    if (url.origin === host)
-      return [describe(setting, `is Square's own: set SQUARE_ENVIRONMENT=${environment} instead`)];
+    return [buildProblem(setting, "must not end in /v2: leave that out")];
+  // With SQUARE_BASE_URL, the environment is named offline. With a URL of Square, that would be
+  // wrong, and the run would work on real customers.
+  for (const [environment, squareUrl] of SQUARE_HOSTS)
+    if (url.origin === squareUrl)
+      return [
+        buildProblem(setting, `is Square's own: set SQUARE_ENVIRONMENT=${environment} instead`),
+      ];
   return [];
 }
 
-// dotenv removes quotes, Docker's --env-file does not.
+// dotenv removes the quotes around a value, but Docker's --env-file keeps them.
 function hasQuotes(value: string): boolean {
   return /^["'`“”‘’]|["'`“”‘’]$/.test(value.trim());
 }
 
-function describe({ name, source }: Setting, state: string): Problem {
+function buildProblem({ name, source }: Setting, state: string): Problem {
   const fixes = {
     "--db": "give --db another path",
     "the environment": `correct ${name} in the environment, which overrides ${ENV_FILE}`,
     [ENV_FILE]: `edit ${resolve(ENV_FILE)}`,
-    nowhere: describeFirstSetup(name),
+    nowhere: findSetupStep(name),
   };
   return { text: `${name} ${state}`, fix: fixes[source] };
 }
 
-function describeFirstSetup(name: string): string {
-  let step = `create ${resolve(ENV_FILE)} with ${name}=…`;
-  if (existsSync(ENV_FILE)) step = `add ${name}=… to ${resolve(ENV_FILE)}`;
+/** Finds the next step for a missing setting. It names only files and commands that exist. */
+function findSetupStep(name: string): string {
+  const path = resolve(ENV_FILE);
+  let step = `create ${path} with ${name}=…`;
+  if (existsSync(ENV_FILE)) step = `add ${name}=… to ${path}`;
   else if (existsSync(".env.example")) step = "cp .env.example .env, and fill it in";
   const demo = findPackageCommand("demo", "fixtures/demo.ts");
   return demo === undefined ? step : `${step}; without a Square account: ${demo}`;
@@ -184,8 +203,9 @@ function describeFirstSetup(name: string): string {
 
 interface EnvFile {
   values: Record<string, string>;
+  /** The reason why the file has no values. A file that does not exist is not a problem. */
   problem?: Problem;
-  /** The file may exist or not: it could not be read. */
+  /** True if the file could not be read. Under Deno, such a file may not even exist. */
   isUnreadable?: boolean;
 }
 
@@ -202,7 +222,7 @@ async function readEnvFile(): Promise<EnvFile> {
     const problem = { text: `${ENV_FILE} cannot be read: ${messageOf(error)}`, fix };
     return { values: {}, problem, isUnreadable: true };
   }
-  // In UTF-16, every second byte of an ASCII text is 0. In UTF-8, no byte of a text is.
+  // UTF-16 stores the letter A as two bytes, and one of them is 0. UTF-8 text has no such byte.
   const isUtf16 = bytes.includes(0);
   const text = decodeUtf8(bytes);
   if (text === undefined || isUtf16) {
@@ -212,7 +232,7 @@ async function readEnvFile(): Promise<EnvFile> {
       problem: { text: `${ENV_FILE} ${state}`, fix: `save ${path} again as UTF-8` },
     };
   }
-  // Loaded here because --help, and a run that has everything in the environment, do not need it.
+  // Loaded here, because a run without the file .env does not need it.
   const { parse } = await import("dotenv");
   return { values: parse(text) };
 }

@@ -1,43 +1,52 @@
-/** What a run of a script knows: its settings, when it began, and how to report to the person. */
+/** The context of a run, which every function that needs settings or reports to the user gets. */
 
 /** The Square account that a run works with. */
 export interface SquareSettings {
-  /** The name that is printed and stored: `sandbox`, `production`, or `offline` for SQUARE_BASE_URL. */
+  /**
+   * The name that is printed and stored: `sandbox`, `production`, or `offline`. With
+   * SQUARE_BASE_URL set, it is `offline`: requests go to that server, for example the fake Square
+   * server, and not to Square.
+   */
   environment: string;
   token: string;
   /** For example `https://connect.squareup.com`, without a slash at the end. */
   baseUrl: string;
 }
 
-/** What was sent to Square so far in this run. The strict `fetch` counts it. */
+/** Counts of the requests of a run so far. The strict `fetch` updates them. */
 export interface Traffic {
   requests: number;
   retries: number;
-  /** Requests after which we cannot know what Square did, for example because the reply was lost. */
+  /** Requests whose effect is unknown, for example because the reply was lost. */
   unknownOutcomes: number;
 }
 
 export interface RunContext {
-  /** The name of the script, such as `pull-created`. */
+  /** The name of the script, for example `pull-created`. */
   script: string;
-  /** The SQLite file, as the user named it. */
+  /** The path of the SQLite file, as the user wrote it. */
   databasePath: string;
   square: SquareSettings;
   /**
-   * When the run began, in milliseconds since 1970: before the first request, by this computer's clock or
-   * by Square's, whichever is earlier. The strict `fetch` lowers it when Square's clock is behind.
+   * When the run began, in milliseconds since 1970. It is set from this computer's clock before the
+   * first request. If a reply shows that Square's clock is behind, the strict `fetch` moves it back
+   * to that time.
    */
   startedAt: number;
   traffic: Traffic;
-  /** Prints a warning to stderr, unless --quiet is set. */
+  /** Prints a warning to stderr, except with --quiet. */
   warn(text: string): void;
-  /** Prints a detail such as a retry to stderr: with --verbose, or on a terminal without --quiet. */
+  /**
+   * Prints a detail, for example a retry, to stderr. It is printed with --verbose, and also on a
+   * terminal unless --quiet is set.
+   */
   note(text: string): void;
   /** Shows a progress bar on a terminal. */
   showProgress(done: number, total: number): void;
   /**
-   * The command that runs another script of the kit from where the user stands, such as
-   * `npm run init-db`, or undefined when that script does not exist next to this one.
+   * Builds the command that runs another script on the same file from the current working
+   * directory, for example `npm run init-db`. Returns undefined if no such script exists next to
+   * the running one.
    */
   commandFor(script: string, args?: string): string | undefined;
 }

@@ -1,13 +1,14 @@
 /**
- * Finds possible duplicates: rows that have the same email address, phone number or reference id. Square
- * does not look for them itself: it creates a second profile with the same values without an error.
+ * Finds possible duplicates: rows that have the same email address, phone number or reference id.
+ * Square does not look for them. It creates a second profile with the same values without an error.
  *
- * The table can hold a million customers and a push a few rows. So the index is told first which values
- * are wanted and then keeps only the rows that have one of these. The caller can stream the table.
+ * The table can hold a million customers, while a push has only a few rows. So the index is created
+ * with the values that will be searched for, and keeps only the rows that have one of these. The
+ * caller can then add the whole table, one row after the other.
  */
 import { removeTrunkZero, unifyDashes } from "./normalize.ts";
 
-/** What identifies a customer, cleaned as it is sent to Square. An empty text means blank. */
+/** The values that identify a customer, cleaned as for sending. An empty text means blank. */
 export interface Contacts {
   emailAddress: string;
   phoneNumber: string;
@@ -22,28 +23,30 @@ export interface Candidate extends Contacts {
   id: string | null;
 }
 
-/** The row that has the same value as another one, and the field in which. */
+/** A row that has the same value as the row that was searched for. */
 export interface Match {
+  /** The field in which both have the value. */
   field: keyof Contacts;
   localId: string;
   id: string | null;
 }
 
 export interface DuplicateIndex {
-  /** Adds a row, if it has one of the wanted values. */
+  /** Adds a row. A row without one of the wanted values is not kept. */
   add(candidate: Candidate): void;
   /**
    * Finds the first other row with the same email address, phone number or reference id.
-   * @param ignoredReference rows with this reference id do not count. For a row in doubt it is the
-   * reference id that the row was sent with: the row that has the same one can be the customer that was
-   * created from it, and a row must not be on hold because of itself.
+   * @param options.ignoredReference ignores all rows with this reference id. A row in doubt may
+   *   have been created in Square and pulled back as a second row, with the reference id that was
+   *   sent. Without this option, the row would be a duplicate of itself.
    */
-  find(candidate: Candidate, ignoredReference?: string): Match | undefined;
+  find(candidate: Candidate, options?: { ignoredReference?: string }): Match | undefined;
 }
 
-interface Key {
+/** A value in the form in which it is compared. */
+interface IndexedValue {
   field: keyof Contacts;
-  /** Under what the value is stored. Equal values have equal buckets, different ones can share one. */
+  /** Equal values have equal buckets. Different values can share a bucket, so compare them too. */
   bucket: string;
   value: string;
 }
@@ -52,6 +55,7 @@ interface Entry {
   localId: string;
   id: string | null;
   value: string;
+  /** The reference id of the row, in the form in which it is compared. */
   reference: string;
 }
 
@@ -59,22 +63,26 @@ interface Entry {
 export function createDuplicateIndex(wanted: Iterable<Contacts>): DuplicateIndex {
   const buckets = new Map<string, Entry[]>();
   for (const contacts of wanted)
-    for (const { bucket } of buildKeys(contacts)) buckets.set(bucket, []);
+    for (const { bucket } of listIndexedValues(contacts)) buckets.set(bucket, []);
 
   function add(candidate: Candidate): void {
-    const { localId, id, referenceId } = candidate;
-    for (const { bucket, value } of buildKeys(candidate))
-      buckets.get(bucket)?.push({ localId, id, value, reference: foldText(referenceId) });
+    const { localId, id } = candidate;
+    const reference = foldText(candidate.referenceId);
+    for (const { bucket, value } of listIndexedValues(candidate))
+      buckets.get(bucket)?.push({ localId, id, value, reference });
   }
 
-  function find(candidate: Candidate, ignoredReference = ""): Match | undefined {
+  function find(
+    candidate: Candidate,
+    { ignoredReference = "" }: { ignoredReference?: string } = {},
+  ): Match | undefined {
     const ignored = foldText(ignoredReference);
-    for (const { field, bucket, value } of buildKeys(candidate))
+    for (const { field, bucket, value } of listIndexedValues(candidate))
       for (const entry of buckets.get(bucket) ?? []) {
         const isItself = entry.localId === candidate.localId;
         const isIgnored = ignored !== "" && entry.reference === ignored;
-        if (isItself || isIgnored || !isSame(field, entry.value, value)) continue;
-        return { field, localId: entry.localId, id: entry.id };
+        if (!isItself && !isIgnored && isSameValue(field, entry.value, value))
+          return { field, localId: entry.localId, id: entry.id };
       }
     return undefined;
   }
@@ -82,41 +90,57 @@ export function createDuplicateIndex(wanted: Iterable<Contacts>): DuplicateIndex
   return { add, find };
 }
 
-// The country code can be missing on either side, so two phone numbers are the same if one ends with the
-// other. They share the bucket of their last nine digits.
-const SHORTEST_PHONE = 9;
+// One of two equal phone numbers can lack the country code: 2065550100 and +12065550100. So two
+// numbers are the same if one ends with the other. Their last nine digits are their bucket. Shorter
+// numbers are local ones, which different customers can have, so they are not compared.
+const MIN_PHONE_DIGITS = 9;
 
-// Some write the trunk prefix 0 after the country code without brackets: +44 020. It is ignored for the comparison
-// only, in countries that have this prefix and whose numbers do not begin with a 0.
+// In many countries, a national number begins with a 0, the trunk prefix: 020 7946 0958. It is not
+// dialed after a country code, but people write it there: +44 020 7946 0958. This finds it after
+// the codes of countries that have the prefix and in which no number begins with a 0. Only the
+// comparison ignores it. The number is sent as it was written.
 const TRUNK_ZERO =
   /^(\+(?:27|3[123]|353|358|41|43|44|46|49|61|62|63|64|66|81|82|84|86|90|91|92|94))[\s.-]*0/;
 
-function buildKeys({ emailAddress, phoneNumber, referenceId }: Contacts): Key[] {
-  const keys: Key[] = [];
+/** Lists the values of a row that can be compared. Blank ones are left out. */
+function listIndexedValues({ emailAddress, phoneNumber, referenceId }: Contacts): IndexedValue[] {
+  const values: IndexedValue[] = [];
   const email = foldText(emailAddress);
-  if (email !== "") keys.push({ field: "emailAddress", bucket: `email ${email}`, value: email });
+  if (email !== "") values.push({ field: "emailAddress", bucket: `email ${email}`, value: email });
 
-  // Without the trunk prefix 0 of a national number and the prefix 00 of an international one.
-  const phone = removeTrunkZero(phoneNumber)
-    .replace(TRUNK_ZERO, "$1")
-    .replace(/^[^1-9]+|[^0-9]/g, "");
-  if (phone.length >= SHORTEST_PHONE) {
-    const bucket = `phone ${phone.slice(-SHORTEST_PHONE)}`;
-    keys.push({ field: "phoneNumber", bucket, value: phone });
+  const phone = readSignificantDigits(phoneNumber);
+  if (phone.length >= MIN_PHONE_DIGITS) {
+    const bucket = `phone ${phone.slice(-MIN_PHONE_DIGITS)}`;
+    values.push({ field: "phoneNumber", bucket, value: phone });
   }
 
   const reference = foldText(referenceId);
   if (reference !== "")
-    keys.push({ field: "referenceId", bucket: `reference ${reference}`, value: reference });
-  return keys;
+    values.push({ field: "referenceId", bucket: `reference ${reference}`, value: reference });
+  return values;
 }
 
-function isSame(field: keyof Contacts, one: string, other: string): boolean {
-  return field === "phoneNumber" ? one.endsWith(other) || other.endsWith(one) : one === other;
+/**
+ * Returns the digits of a phone number without its prefixes: the trunk prefix 0, and the 00 in
+ * front of a country code.
+ */
+function readSignificantDigits(phoneNumber: string): string {
+  const withoutTrunkZero = removeTrunkZero(phoneNumber).replace(TRUNK_ZERO, "$1");
+  const fromFirstDigit = withoutTrunkZero.replace(/^[^1-9]+/, "");
+  return fromFirstDigit.replace(/[^0-9]/g, "");
 }
 
-// Square's search ignores case. Texts that only look the same, such as an é of one or of two characters
-// or a reference id with an en dash, are treated as equal too: at worst a row waits for a person.
+function isSameValue(field: keyof Contacts, one: string, other: string): boolean {
+  if (field === "phoneNumber") return one.endsWith(other) || other.endsWith(one);
+  return one === other;
+}
+
+/**
+ * Returns a text in the form in which it is compared. Case does not count, because Square's search
+ * ignores it. Texts that only look the same become equal, for example an é of one and of two
+ * characters, or an en dash and a hyphen. If two different values become equal by mistake, a row
+ * only waits for a person.
+ */
 function foldText(text: string): string {
   return unifyDashes(text.normalize("NFKC")).toLowerCase();
 }

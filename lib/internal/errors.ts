@@ -1,19 +1,18 @@
-/**
- * Errors that reach the person who ran the script. Code branches on `kind`; only `runScript` turns a kind
- * into an exit code.
- */
+/** The error that a script reports to the user, and helpers to read any error. */
 
 /**
- * - `failed`: the run failed and running it again may not help.
- * - `usage`: wrong options, configuration or file; nothing was tried.
+ * The kinds of errors. Code branches on the kind. Only `runScript` turns it into an exit code.
+ *
+ * - `failed`: the run failed, and running the script again may not help.
+ * - `usage`: wrong options, configuration or file. The run stopped before it did anything.
  * - `denied`: Square rejected the token, or the token lacks a permission.
- * - `temporary`: busy file, rate limit, network; running it again later helps.
+ * - `temporary`: busy file, rate limit or network. Running the script again later helps.
  */
 export type ErrorKind = "failed" | "usage" | "denied" | "temporary";
 
 /**
- * An error with a message for a person: `Cannot <action> <object>: <state>`, and what to try next. The
- * message contains no token, and no more of a customer than an id.
+ * An error with a message for the user, `Cannot <action> <object>: <state>`, and a next step. The
+ * message contains no token, and no data of a customer except the id.
  */
 export class SyncError extends Error {
   kind: ErrorKind;
@@ -28,15 +27,14 @@ export class SyncError extends Error {
   }
 }
 
-/** The message of anything that was thrown. */
+/** Returns the message of any thrown value. */
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** The `code` of a system error such as `ENOENT`, or an empty string. */
+/** Returns the `code` of a system error, for example `ENOENT`; for other errors an empty string. */
 export function codeOf(error: unknown): string {
-  // A DOMException has a number as its code, which means nothing to a person.
-  return error instanceof Error && "code" in error && typeof error.code === "string"
-    ? error.code
-    : "";
+  if (!(error instanceof Error) || !("code" in error)) return "";
+  // The code of a DOMException is a number, which helps neither the user nor a comparison.
+  return typeof error.code === "string" ? error.code : "";
 }

@@ -1,4 +1,4 @@
-/** Errors of the file system as messages for a person, each with a next step that fits its cause. */
+/** Creates errors for the user from errors of the file system, with a next step for each cause. */
 import { dirname } from "node:path";
 import { codeOf, type ErrorKind, messageOf, SyncError } from "./errors.ts";
 
@@ -27,10 +27,10 @@ const NEXT_STEPS: Record<string, string> = {
 };
 
 /**
- * Describes an error of the file system as `Cannot <action> "<path>": <the system's words>`, for example
- * `Cannot save "database.db": ENOSPC: no space left on device, write`. Returns a SyncError as it is.
+ * Creates the error `Cannot <action> "<path>": <message of the system>`, for example
+ * `Cannot save "database.db": ENOSPC: no space left on device, write`. Returns a SyncError unchanged.
  */
-export function fileError(
+export function createFileError(
   action: string,
   path: string,
   error: unknown,
@@ -43,20 +43,20 @@ export function fileError(
 
 function findNextStep(path: string, error: unknown): string {
   if (isDeniedByDeno(error)) {
-    const written = [path, `${path}.tmp`, `${path}.lock`].join(",");
-    return `deno run with --allow-read=${dirname(path)} and --allow-write=${written}`;
+    const writtenFiles = [path, `${path}.tmp`, `${path}.lock`].join(",");
+    return `deno run with --allow-read=${dirname(path)} and --allow-write=${writtenFiles}`;
   }
   return (
     NEXT_STEPS[codeOf(error)] ?? "copy the file to another folder, and name the copy with --db"
   );
 }
 
-/** The temporary error for a file that another script or program uses. */
-export function busyError(path: string, state: string, nextStep: string): SyncError {
+/** Creates the temporary error for a file that another script or program uses. */
+export function createBusyError(path: string, state: string, nextStep: string): SyncError {
   return new SyncError("temporary", `Cannot use "${path}": ${state}`, nextStep);
 }
 
-/** Whether Deno denied access because of its own permissions. Such an error has a name and no code. */
+/** Whether Deno denied access for lack of a permission. Such an error has a name, but no code. */
 export function isDeniedByDeno(error: unknown): boolean {
   return error instanceof Error && error.name === "NotCapable";
 }

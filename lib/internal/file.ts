@@ -1,28 +1,40 @@
 /**
- * Reading and replacing the database file safely. sql.js works on a copy of the file in memory and takes
- * no locks that other programs see. So these functions protect the file on disk:
+ * Reads and replaces the database file safely. sql.js works on a copy of the file in memory, and
+ * other programs do not see that it uses the file. Without these functions, three things could go
+ * wrong:
  *
- * - from half-written files: the new file is written next to the old one, flushed, and then renamed;
- * - from lost changes: a fingerprint shows whether another program changed the file since it was read;
- * - from programs that have the file open: their -wal, -shm or -journal file shows that they do.
+ * - A crash during a save could leave a half-written file. So the new content is written to a
+ *   temporary file, flushed, and renamed.
+ * - A save could erase the changes of another program. So a fingerprint shows whether the file
+ *   changed since it was read.
+ * - Another program could have the file open and write to it later. So a -wal, -shm or -journal
+ *   file next to it, which shows this, prevents reads and saves.
  *
- * Hand-written because write-file-atomic and atomically use random temporary names and need --allow-sys,
- * both of which fail under Deno's narrow permissions. The temporary file is always `<path>.tmp`.
+ * Hand-written because write-file-atomic and atomically use random temporary names and need
+ * --allow-sys, both of which fail under Deno's narrow permissions. The temporary file is always
+ * `<path>.tmp`.
  */
 import * as fs from "node:fs";
 import { dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { codeOf, SyncError } from "./errors.ts";
-import { busyError, fileError, isDeniedByDeno } from "./file-errors.ts";
+import { createBusyError, createFileError, isDeniedByDeno } from "./file-errors.ts";
 import type { Lock } from "./lock.ts";
 
+// A read waits this long for another program to close the file.
+const WAIT_MS = 5_000;
 const POLL_MS = 100;
-const WAIT_MS = 5_000; // how long another program is waited for
-const MAX_BYTES = 1.9 * 2 ** 30; // Node cannot read 2 GiB in one call, and Deno cannot write it
+
+// Node cannot read 2 GiB in one call, and Deno cannot write 2 GiB in one call.
+const MAX_BYTES = 1.9 * 2 ** 30;
+
+// The header of a rollback journal. SQLite fills it with zeros at the end of a transaction if it
+// keeps the journal file (PRAGMA journal_mode = PERSIST).
 const JOURNAL_HEADER_BYTES = 28;
 
-/** What fsync of a folder, or opening it, reports where a folder cannot be flushed. */
-const CANNOT_FLUSH = [
+// The error codes with which systems report that a folder cannot be opened or flushed. They do not
+// mean that the disk failed.
+const FOLDER_FLUSH_UNSUPPORTED = [
   "EACCES",
   "EBADF",
   "EINVAL",
@@ -34,8 +46,8 @@ const CANNOT_FLUSH = [
 ];
 
 /**
- * Finds the file that a path means. A symbolic link is followed, because a rename would replace the link
- * and leave the file behind it unchanged.
+ * Returns the path of the file to read and replace. A symbolic link is followed. Otherwise a save
+ * would replace the link, and the file that it points to would keep the old content.
  * @throws SyncError (usage) for a folder or a device
  */
 export function resolveDatabasePath(path: string): string {
@@ -50,14 +62,17 @@ export function resolveDatabasePath(path: string): string {
       );
     return resolved;
   } catch (error) {
-    throw fileError("use", path, error, "usage");
+    throw createFileError("use", path, error, "usage");
   }
 }
 
 /**
- * Checks that the file can be replaced, so that a script does not read from Square or send anything
- * before it fails. Makes an empty temporary file as a save would, and removes it; also one that a killed
- * script left. Call it after acquireLock: the temporary file can belong to a running script otherwise.
+ * Checks that the file can be replaced. Without this check, a script would read from Square or send
+ * rows, and only then find out that it cannot save the result.
+ *
+ * The check creates an empty temporary file, as a save does, and removes it. It also removes a
+ * temporary file that a killed script left. So call it after acquireLock, because without the lock,
+ * the temporary file can belong to a running script.
  * @throws SyncError if a save would fail
  */
 export function checkReplaceable(path: string): void {
@@ -69,28 +84,29 @@ export function checkReplaceable(path: string): void {
     fs.rmSync(temporary);
     checkMount(path, temporary);
   } catch (error) {
-    succeeds(() => fs.rmSync(temporary, { force: true }));
-    throw fileError("save", path, error);
+    ignoreErrors(() => fs.rmSync(temporary, { force: true }));
+    throw createFileError("save", path, error);
   }
 }
 
 /**
- * Checks that the file is not a mount by itself, such as `docker run -v ./database.db:/app/database.db`.
- * Nothing can be renamed over such a file (EBUSY).
+ * Checks that the file is not a mount, as with `docker run -v ./database.db:/app/database.db`. No
+ * file can be renamed to the path of a mount (EBUSY).
  *
- * The system does not create a hard link from one mount to another (EXDEV), not even within a file system
- * that is mounted twice. So the attempt to link the file to the temporary name finds the mount. Comparing
- * device numbers would not: they are equal in a file system that is mounted twice.
+ * The check tries to create a hard link from the file to the temporary name, because the system
+ * never links from one mount to another (EXDEV). Comparing device numbers is not enough: they are
+ * equal if the file and its folder are on the same file system, although the file is a mount.
  *
- * The link is removed at once. It is harmless if the script is killed before that, because the temporary
- * file is only ever removed or created, and never opened for writing when it exists.
+ * The link is removed at once. If the script is killed before that, the next script finds a
+ * temporary file that is the database file under a second name. That is safe, because a temporary
+ * file that exists is only ever removed, and never opened for writing.
  */
 function checkMount(path: string, temporary: string): void {
   try {
     fs.linkSync(path, temporary);
   } catch (error) {
-    // Other errors say nothing about mounts. The file may not exist yet, FAT has no hard links, and Linux
-    // does not let users link some files of others.
+    // Other errors do not mean a mount. The file may not exist yet, FAT has no hard links, and
+    // Linux does not let a user link some files of other users.
     if (codeOf(error) !== "EXDEV") return;
     const message = `Cannot save "${path}": it is mounted as a single file and cannot be replaced`;
     const nextStep = "mount the folder that contains the file, for example with -v ./data:/data";
@@ -100,7 +116,7 @@ function checkMount(path: string, temporary: string): void {
 }
 
 /**
- * Reads a whole database file. A missing file is returned as an empty one.
+ * Reads the whole database file. A file that does not exist yet is read as an empty one.
  * @throws SyncError (temporary) if another program has it open for more than five seconds
  */
 export async function readDatabaseFile(
@@ -110,12 +126,13 @@ export async function readDatabaseFile(
   for (;;) {
     const fingerprint = readFingerprint(path);
     const bytes = readIfExists(path);
-    // SQLite writes in place. If the file changed while it was read, the bytes can be half old, half new.
-    // A file that another program has open gets another fingerprint each time, so it never passes here.
+    // Another program can write to the file while it is read. The bytes would then be partly old
+    // and partly new. While another program has the file open, two fingerprints are never equal, so
+    // the wait goes on.
     if (readFingerprint(path) === fingerprint) return { bytes, fingerprint };
     if (performance.now() - startedAt > WAIT_MS) {
       const sql = "PRAGMA journal_mode = DELETE; SELECT count(*) FROM sqlite_schema";
-      throw busyError(
+      throw createBusyError(
         path,
         "another program has it open, or was stopped while it had it open",
         `close that program; if none is running: sqlite3 "${path}" "${sql}"`,
@@ -126,12 +143,12 @@ export async function readDatabaseFile(
 }
 
 /**
- * Replaces the database file in one step. After a crash at any moment, the path has the old file or the
- * new one, never a mixture.
- * @param expectedFingerprint of the file from which the bytes were made
- * @param warn is called if the new file's owner, group or mode differs from the old file's
- * @returns the fingerprint of the new file; or undefined if another program changed the file since it was
- *   read, and then nothing was replaced
+ * Replaces the database file in one step. After a crash at any moment, the path has either the old
+ * file or the new one.
+ * @param expectedFingerprint the fingerprint that the file had when it was read
+ * @param warn is called if the new file cannot keep the owner, group or mode of the old one
+ * @returns the fingerprint of the new file; undefined if another program changed the file since it
+ *   was read, and then it is not replaced
  * @throws SyncError (temporary) if another script took over the lock
  */
 export function replaceDatabaseFile(
@@ -142,58 +159,61 @@ export function replaceDatabaseFile(
   warn: (text: string) => void,
 ): string | undefined {
   const temporary = `${path}.tmp`;
-  checkOwned(path, lock);
+  requireOwnedLock(path, lock);
   try {
-    checkSize(path, bytes.byteLength);
-    // The flag wx never opens an existing file, so it cannot write into a link that checkMount left.
+    requireSupportedSize(path, bytes.byteLength);
+    // The flag wx makes the write fail if the file exists. So it never writes to the database file
+    // through a link that checkMount left.
     fs.rmSync(temporary, { force: true });
     fs.writeFileSync(temporary, bytes, { flag: "wx", mode: 0o600 });
     const warning = copyAccess(path, temporary);
 
-    // Flush before the rename. Otherwise the disk may store the new name first, and after a power failure
-    // the path would have an empty file.
+    // Flush the content before the rename. Otherwise the disk can store the new name first, and
+    // after a power failure the file would be empty.
     flush(temporary, "r+");
 
-    // Writing took time. Check as late as possible that the file is still the one that was read.
-    checkOwned(path, lock);
+    // Writing takes time. So check as late as possible whether the file has changed.
+    requireOwnedLock(path, lock);
     if (readFingerprint(path) !== expectedFingerprint) return undefined;
     fs.renameSync(temporary, path);
     const fingerprint = readFingerprint(path);
 
-    // Flush the folder, which stores the new name. Otherwise a power failure could bring back the old
-    // file after a push has sent rows whose idempotency keys are only in the new one.
+    // Flush the folder, which stores the new name. Otherwise a power failure could bring back the
+    // old file. A push would then have sent rows whose idempotency keys are lost.
     flushFolder(dirname(path));
     if (warning) warn(warning);
     return fingerprint;
   } catch (error) {
-    throw fileError("save", path, error);
+    throw createFileError("save", path, error);
   } finally {
-    // Without the lock, the temporary file can belong to the script that took it over.
+    // Without the lock, the temporary file can belong to the script that took over the lock.
     if (lock.isOwned()) fs.rmSync(temporary, { force: true });
   }
 }
 
 /**
- * Reads what distinguishes one state of the file from the next. Size, inode and times change with every
- * commit of any program. A file that another program has open gets a random fingerprint, which never
- * equals another one, so that nothing is built on its content.
+ * Reads the fingerprint of the file: its size, inode and times, which change with every commit of
+ * any program. While another program has the file open, the fingerprint is random. It then equals
+ * no other fingerprint, so the file counts as changed, and is neither used nor replaced.
+ * @returns `missing` for a file that does not exist
  * @throws SyncError if the file is too large
  */
 export function readFingerprint(path: string): string {
   try {
     const stats = readStats(path);
-    checkSize(path, stats?.size ?? 0);
-    // Committed rows can be in the -wal file only, where sql.js does not see them. And SQLite would later
-    // copy an old -wal or -journal file over the file that replaced the one it belongs to.
+    requireSupportedSize(path, stats?.size ?? 0);
+    // Committed rows can be in the -wal file only, and sql.js does not read that file. Besides, if
+    // the database file were replaced, SQLite would later copy the old -wal or -journal file into
+    // the new one.
     if (readStats(`${path}-wal`) || readStats(`${path}-shm`) || hasHotJournal(path))
       return crypto.randomUUID();
     return stats ? [stats.size, stats.ino, stats.mtimeNs, stats.ctimeNs].join(" ") : "missing";
   } catch (error) {
-    throw fileError("read", path, error);
+    throw createFileError("read", path, error);
   }
 }
 
-/** Whether the journal belongs to an unfinished transaction. That of a finished one starts with zeros. */
+/** Whether a journal of an unfinished transaction exists. A finished one has zeros or no bytes. */
 function hasHotJournal(path: string): boolean {
   if (!readStats(`${path}-journal`)) return false;
   const header = new Uint8Array(JOURNAL_HEADER_BYTES);
@@ -205,32 +225,35 @@ function hasHotJournal(path: string): boolean {
       fs.closeSync(handle);
     }
   } catch (error) {
-    if (codeOf(error) !== "ENOENT") throw error; // the other program has just removed it
+    // The other program may have removed the journal since the check above.
+    if (codeOf(error) !== "ENOENT") throw error;
   }
   return header.some((byte) => byte !== 0);
 }
 
 /**
- * Gives the temporary file the owner, group and mode of the file that it will replace. A new file keeps
- * its mode 0600, since it contains personal data.
- * @returns a warning if they cannot be kept, but everybody who could use the old file can use the new one
- * @throws SyncError if the old file is read-only, or if somebody would lose access or get it
+ * Gives the temporary file the owner, group and mode of the file that it will replace. A file that
+ * did not exist before has the mode 0600, because it contains personal data.
+ * @returns a warning if owner, group or mode will change, but by {@linkcode hasSameUsers} the same
+ *   users can read and write the file
+ * @throws SyncError if the old file is read-only, or if the change would let other users in or lock
+ *   users out
  */
 function copyAccess(path: string, temporary: string): string | undefined {
   const old = fs.statSync(path, { throwIfNoEntry: false });
   if (!old) return undefined;
-  // A rename needs no write permission for the file that it replaces, so ask for it here.
+  // A rename replaces a read-only file too, so check it here.
   if ((old.mode & 0o200) === 0)
     throw new SyncError("failed", `Cannot save "${path}": it is read-only`, `chmod u+w "${path}"`);
 
-  // Only root can give a file to another user. Without root, keep at least the group. Errors are not
-  // looked at, because file systems report them differently; the result is compared below.
-  const mine = fs.statSync(temporary);
-  if (old.uid !== mine.uid || old.gid !== mine.gid) {
-    const isChanged = succeeds(() => fs.chownSync(temporary, old.uid, old.gid));
-    if (!isChanged) succeeds(() => fs.chownSync(temporary, mine.uid, old.gid));
+  // Errors are ignored, because file systems report them differently. The result is compared below.
+  const created = fs.statSync(temporary);
+  if (old.uid !== created.uid || old.gid !== created.gid) {
+    // Only root can give a file to another user. Any other user keeps at least the group.
+    ignoreErrors(() => fs.chownSync(temporary, created.uid, old.gid));
+    ignoreErrors(() => fs.chownSync(temporary, old.uid, old.gid));
   }
-  succeeds(() => fs.chmodSync(temporary, old.mode & 0o777));
+  ignoreErrors(() => fs.chmodSync(temporary, old.mode & 0o777));
 
   const copy = fs.statSync(temporary);
   const oldAccess = formatAccess(old);
@@ -246,38 +269,41 @@ function copyAccess(path: string, temporary: string): string | undefined {
   throw new SyncError("failed", message, nextStep);
 }
 
-/** Whether the same users can read and write both files, although an owner, group or mode differs. */
+/**
+ * Whether the users who can read and write the old file can read and write the copy, and no others.
+ * The members of a group are not looked up: an old owner who is not a member loses access, and the
+ * warning names the change.
+ */
 function hasSameUsers(old: fs.Stats, copy: fs.Stats): boolean {
   const hasSameRights = (old.mode & 0o666) === (copy.mode & 0o666);
   const groupRights = (copy.mode >> 3) & 0o6;
   const otherRights = copy.mode & 0o6;
   // If the group has the same rights as all other users, it does not matter which group it is.
-  const keepsGroup = copy.gid === old.gid || groupRights === otherRights;
-  // The old owner is then a member of the group, or one of the other users.
-  const keepsOwner = copy.uid === old.uid || groupRights === 0o6;
-  return hasSameRights && keepsGroup && keepsOwner;
+  const isGroupUnaffected = copy.gid === old.gid || groupRights === otherRights;
+  // The old owner now has the rights of the group, or those of all other users. Require that the
+  // group can read and write.
+  const isOwnerUnaffected = copy.uid === old.uid || groupRights === 0o6;
+  return hasSameRights && isGroupUnaffected && isOwnerUnaffected;
 }
 
+/** Formats the owner, group and mode of a file, for example `1001:2000 660`. */
 function formatAccess(stats: fs.Stats): string {
   return `${stats.uid}:${stats.gid} ${(stats.mode & 0o777).toString(8)}`;
 }
 
-function succeeds(step: () => void): boolean {
+function ignoreErrors(step: () => void): void {
   try {
     step();
-    return true;
-  } catch {
-    return false;
-  }
+  } catch {}
 }
 
-function checkOwned(path: string, lock: Lock): void {
+function requireOwnedLock(path: string, lock: Lock): void {
   if (lock.isOwned()) return;
   const state = "another script took over its lock while this one was suspended";
-  throw busyError(path, state, "run it again when the other has finished");
+  throw createBusyError(path, state, "run it again when the other has finished");
 }
 
-function checkSize(path: string, bytes: number | bigint): void {
+function requireSupportedSize(path: string, bytes: number | bigint): void {
   if (bytes <= MAX_BYTES) return;
   const nextStep = `make it smaller, for example: sqlite3 "${path}" VACUUM`;
   throw new SyncError("failed", `Cannot use "${path}": it is larger than 1.9 GiB`, nextStep);
@@ -287,24 +313,28 @@ function readStats(path: string): fs.BigIntStats | undefined {
   return fs.statSync(path, { bigint: true, throwIfNoEntry: false });
 }
 
-/** Reads a file as a copy: sql.js writes into what it gets, and Node shares the memory of small Buffers. */
+/**
+ * Reads a file; empty if it does not exist. The bytes are copied, because sql.js writes to the
+ * array that it is given, and Node keeps several small Buffers in the same memory.
+ */
 function readIfExists(path: string): Uint8Array {
   try {
     return new Uint8Array(fs.readFileSync(path));
   } catch (error) {
     if (codeOf(error) === "ENOENT") return new Uint8Array();
-    throw fileError("read", path, error);
+    throw createFileError("read", path, error);
   }
 }
 
-/** Flushes a folder where that is possible. Windows and some network file systems have no way to. */
+/** Flushes a folder. Windows and some network file systems cannot, and then it does nothing. */
 function flushFolder(folder: string): void {
   if (process.platform === "win32") return;
   try {
     flush(folder, "r");
   } catch (error) {
-    // The new file is in place, so this is no failed save. An error of the disk (EIO) is one.
-    if (!CANNOT_FLUSH.includes(codeOf(error)) && !isDeniedByDeno(error)) throw error;
+    // The new file is complete and has its name, so only the protection from a power failure is
+    // missing. An error of the disk (EIO) is different: it can mean that the file is lost.
+    if (!FOLDER_FLUSH_UNSUPPORTED.includes(codeOf(error)) && !isDeniedByDeno(error)) throw error;
   }
 }
 

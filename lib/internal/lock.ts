@@ -1,39 +1,53 @@
 /**
- * A lock file next to the database file, so that one script at a time works on it. Each script changes a
- * copy in memory and then replaces the whole file. Without a lock, the script that saves last would erase
- * the rows of the other.
+ * Locks the database file, so that only one script at a time works on it. Each script changes a
+ * copy in memory and then replaces the whole file. Without a lock, the script that saves last would
+ * erase the rows that another script has saved meanwhile.
  *
- * Hand-written because proper-lockfile only has a heartbeat: after a script was killed, the next one would
- * have to wait for the heartbeat to expire. This lock also names the owner's process.
+ * The lock is the file `<path>.lock`. It contains the process number of its owner, and the owner
+ * updates the time of the file every two seconds (the heartbeat). When a script is killed, its lock
+ * file stays. Such a lock is stale, and the next script takes it over.
+ *
+ * Hand-written because proper-lockfile has only a heartbeat. After a script was killed, the next
+ * one would have to wait until the heartbeat is old. With the process number, it can take over the
+ * lock at once.
  */
 import * as fs from "node:fs";
 import { setInterval } from "node:timers";
 import { setTimeout as sleep } from "node:timers/promises";
 import { codeOf } from "./errors.ts";
-import { busyError, fileError } from "./file-errors.ts";
+import { createBusyError, createFileError } from "./file-errors.ts";
 
+// A script waits this long for the lock of another script.
+const WAIT_MS = 5_000;
 const POLL_MS = 100;
-const WAIT_MS = 5_000; // how long another script is waited for
-const HEARTBEAT_MS = 2_000; // how often the owner updates the time of the lock file
-const STALE_MS = 30_000; // large saves keep an owner from its heartbeat for up to 20 seconds
-const WATCH_MS = 2 * HEARTBEAT_MS;
-const UNNAMED_MS = 1_000; // a script writes its name within milliseconds after it created the lock
+
+const HEARTBEAT_MS = 2_000;
+
+// An older heartbeat can be stale. Saving a large file can delay a heartbeat by up to 20 seconds.
+const STALE_MS = 30_000;
+
+// A heartbeat has stopped if it did not change for two intervals.
+const UNCHANGED_MS = 2 * HEARTBEAT_MS;
+
+// A script writes its owner within milliseconds after it has created the lock file. If the file is
+// still empty after this time, the script was killed in between.
+const EMPTY_MS = 1_000;
 
 export interface Lock {
-  /** Whether the lock is still ours. Another script can take it over after this one was suspended. */
+  /** Whether this script still owns the lock. If it was suspended, another can have taken over. */
   isOwned(): boolean;
 }
 
 interface LockFile {
-  /** The owner's process number and a random part. Empty if the owner was killed before it wrote it. */
+  /** The owner's process number and a random part. Empty until the owner has written them. */
   owner: string;
   /** The time of the last heartbeat, in milliseconds since 1970. */
   heartbeatAt: number;
 }
 
 /**
- * Takes the lock `<path>.lock`. It is removed when the process ends, also by process.exit().
- * @param options.waitMs how long to wait for another script; 5 seconds if not given
+ * Acquires the lock of a database file. The lock is released when the process ends, also by exit().
+ * @param options.waitMs how long to wait for another script; 5 seconds by default
  * @throws SyncError (temporary) if another script still owns the lock after that time
  */
 export async function acquireLock(path: string, options: { waitMs?: number } = {}): Promise<Lock> {
@@ -41,39 +55,45 @@ export async function acquireLock(path: string, options: { waitMs?: number } = {
   const owner = `${process.pid} ${crypto.randomUUID()}`;
   await waitForLock(path, owner, options.waitMs ?? WAIT_MS);
 
-  const isOwned = () => readLockFile(path)?.owner === owner;
+  // The heartbeat and the release must not stop the script or change its exit code, so errors are
+  // ignored. If one fails, the next script finds the lock stale. That is safe, because each save
+  // checks isOwned().
   setInterval(() => {
-    ignoreErrors(() => isOwned() && fs.utimesSync(lockPath, new Date(), new Date()));
+    ignoreErrors(() => {
+      if (isOwnedBy(owner, path)) fs.utimesSync(lockPath, new Date(), new Date());
+    });
   }, HEARTBEAT_MS).unref();
   process.once("exit", () => {
-    ignoreErrors(() => isOwned() && fs.rmSync(lockPath, { force: true }));
+    ignoreErrors(() => {
+      if (isOwnedBy(owner, path)) fs.rmSync(lockPath, { force: true });
+    });
   });
-  return { isOwned };
+  return { isOwned: () => isOwnedBy(owner, path) };
 }
 
 async function waitForLock(path: string, owner: string, waitMs: number): Promise<void> {
-  // Waits are measured with performance.now(), which does not change when somebody sets the clock.
+  // Waits are measured with performance.now(), which does not change when the clock is set.
   const startedAt = performance.now();
-  let watched: LockFile | undefined;
-  let watchedSince = startedAt;
+  let previous: LockFile | undefined;
+  let unchangedSince = startedAt;
   let isTakeover = false;
   for (;;) {
     if (createLockFile(path, owner)) {
       if (!isTakeover) return;
-      // Two scripts can find a lock stale at the same moment. Each removes it and creates its own, and
-      // the second removes the new lock of the first. After a pause, only one lock is left, and only
-      // its owner goes on.
+      // Two scripts can find the same lock stale. The first removes it and creates its own. Then
+      // the second removes this new lock and creates another. So each waits for a moment after its
+      // takeover, and only the script that owns the last lock continues.
       await sleep(POLL_MS);
-      if (readLockFile(path)?.owner === owner) return;
+      if (isOwnedBy(owner, path)) return;
       isTakeover = false;
     }
 
     const found = readLockFile(path);
-    if (found?.owner !== watched?.owner || found?.heartbeatAt !== watched?.heartbeatAt) {
-      watched = found;
-      watchedSince = performance.now();
+    if (found?.owner !== previous?.owner || found?.heartbeatAt !== previous?.heartbeatAt) {
+      previous = found;
+      unchangedSince = performance.now();
     }
-    if (found && isStale(found, performance.now() - watchedSince)) {
+    if (found !== undefined && isStale(found, performance.now() - unchangedSince)) {
       removeLockFile(path);
       isTakeover = true;
       continue;
@@ -82,67 +102,78 @@ async function waitForLock(path: string, owner: string, waitMs: number): Promise
     if (performance.now() - startedAt > waitMs) {
       const pid = readPid(found?.owner ?? "");
       const name = pid ? `another script (process ${pid})` : "another script";
-      throw busyError(path, `${name} is working on it`, "run it again when the other has finished");
+      throw createBusyError(
+        path,
+        `${name} is working on it`,
+        "run it again when the other has finished",
+      );
     }
     await sleep(POLL_MS);
   }
 }
 
 /**
- * A lock is stale when the process of its owner is gone, or when its heartbeat stopped.
+ * Whether a lock is stale: the process of its owner has ended, or the heartbeat has stopped.
  *
- * The process number alone is not enough. Another process can have the number by now, and under Deno a
- * script cannot look for a process without --allow-run.
+ * The process number alone is not enough. After the owner was killed, another process can get the
+ * same number. And Deno cannot check a process without --allow-run.
  *
- * The time of the heartbeat alone is not enough either, because the clock can be set. When it is set
- * forward, the heartbeat of a running script looks old until the next one. When it is set back, the
- * heartbeat of a killed script lies in the future and would look recent for hours. So a heartbeat counts as
- * stopped when its time is far from now in either direction, and did not change while we watched it for two
- * intervals.
+ * The age of the heartbeat alone is not enough, because the clock of the computer can be set. If it
+ * is set forward, the heartbeat of a running script looks old until the next one. If it is set
+ * back, the heartbeat of a killed script lies in the future, and would look recent for hours. So a
+ * heartbeat has stopped if its time is far from now, in the past or in the future, and if it also
+ * did not change for two intervals.
+ * @param unchangedMs for how long this script has seen the same owner and heartbeat
  */
 function isStale(lock: LockFile, unchangedMs: number): boolean {
-  if (lock.owner === "") return unchangedMs > UNNAMED_MS;
+  if (lock.owner === "") return unchangedMs > EMPTY_MS;
   if (isProcessGone(readPid(lock.owner))) return true;
   const isFarFromNow = Math.abs(Date.now() - lock.heartbeatAt) > STALE_MS;
-  return isFarFromNow && unchangedMs > WATCH_MS;
+  return isFarFromNow && unchangedMs > UNCHANGED_MS;
 }
 
 /**
- * Whether no process has this number. A script in another container has a number that does not exist here,
- * so its lock is taken over although it runs. This loses nothing: that script checks isOwned() before it
- * replaces the file, and stops.
+ * Whether no process has this number. The process of a script in another container does not exist
+ * in this one, so its lock is taken over although that script runs. No rows are lost: that script
+ * checks isOwned() before it replaces the file, and stops.
  */
 function isProcessGone(pid: number | undefined): boolean {
   if (pid === undefined) return false;
   try {
-    process.kill(pid, 0); // signal 0 only checks whether the process exists
+    // Signal 0 does not stop the process. It only checks whether the process exists.
+    process.kill(pid, 0);
     return false;
   } catch (error) {
-    return codeOf(error) === "ESRCH"; // EPERM is a process of another user
+    // Other errors do not mean that the process has ended. EPERM is a process of another user.
+    return codeOf(error) === "ESRCH";
   }
 }
 
-/** The process number in an owner. Zero and negative numbers mean groups of processes. */
+/** Reads the process number of an owner. For process.kill, zero and negative numbers are groups. */
 function readPid(owner: string): number | undefined {
   const pid = Number.parseInt(owner, 10);
   return pid > 0 ? pid : undefined;
 }
 
-/** Creates the lock file, or returns false if it exists. */
+/** Creates the lock file. Returns false if it exists already. */
 function createLockFile(path: string, owner: string): boolean {
   try {
-    // Readable for all, so that another user who shares the database file sees who owns the lock.
+    // All users can read the lock file, because several users can share the database file.
     fs.writeFileSync(`${path}.lock`, owner, { flag: "wx", mode: 0o644 });
     return true;
   } catch (error) {
     if (codeOf(error) === "EEXIST") return false;
-    // The lock is the first file that a script writes, so a folder that does not exist shows here.
-    const isUsage = ["ENOENT", "ENOTDIR"].includes(codeOf(error));
-    throw fileError("lock", path, error, isUsage ? "usage" : "failed");
+    // The lock file is the first file that a script writes. Without its folder, --db is wrong.
+    const isFolderMissing = ["ENOENT", "ENOTDIR"].includes(codeOf(error));
+    throw createFileError("lock", path, error, isFolderMissing ? "usage" : "failed");
   }
 }
 
-/** Reads the lock file, or returns undefined if there is none. */
+function isOwnedBy(owner: string, path: string): boolean {
+  return readLockFile(path)?.owner === owner;
+}
+
+/** Reads the lock file. Returns undefined if it does not exist. */
 function readLockFile(path: string): LockFile | undefined {
   const lockPath = `${path}.lock`;
   try {
@@ -150,7 +181,7 @@ function readLockFile(path: string): LockFile | undefined {
     return { owner: readOwner(lockPath), heartbeatAt };
   } catch (error) {
     if (codeOf(error) === "ENOENT") return undefined;
-    throw fileError("lock", path, error);
+    throw createFileError("lock", path, error);
   }
 }
 
@@ -158,7 +189,8 @@ function readOwner(lockPath: string): string {
   try {
     return fs.readFileSync(lockPath, "utf8");
   } catch (error) {
-    // The lock of another user with a strict umask. It is not ours, and its heartbeat still counts.
+    // The lock file belongs to another user with a strict umask. Its owner is another script in any
+    // case, and its heartbeat can be read without permission for the content.
     if (codeOf(error) === "EACCES") return "unknown";
     throw error;
   }
@@ -168,15 +200,11 @@ function removeLockFile(path: string): void {
   try {
     fs.rmSync(`${path}.lock`, { force: true });
   } catch (error) {
-    throw fileError("lock", path, error);
+    throw createFileError("lock", path, error);
   }
 }
 
-/**
- * For the heartbeat and the removal at the end, which must not stop the script or change its exit code. If
- * they fail, the lock looks stale to the next script. That is safe, since each save checks isOwned().
- */
-function ignoreErrors(step: () => unknown): void {
+function ignoreErrors(step: () => void): void {
   try {
     step();
   } catch {}

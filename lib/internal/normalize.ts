@@ -1,19 +1,27 @@
 /**
- * Cleans and checks the values of local rows before they are compared with other rows or sent to Square.
+ * Cleans and checks the values of local rows before they are compared with other rows or sent to
+ * Square.
  *
- * Cleaning removes only what cannot change the meaning: white space around a value, characters that
- * cannot be seen, different kinds of dashes, the punctuation of a phone number. Everything else is
- * rejected with a reason. An invalid value must never become another value that looks valid: removing
- * the dot from the spreadsheet number `12065550100.0` would give the phone number of somebody else.
+ * Cleaning removes only characters that cannot change the meaning: space around a value, invisible
+ * characters, the differences between dashes, and the punctuation of a phone number. Every other
+ * unexpected character makes the value invalid. An invalid value must never become another value
+ * that looks valid. For example, without its dot the spreadsheet number `12065550100.0` would be
+ * another phone number.
  *
- * libphonenumber-js was not used: it is stricter than Square and would reject numbers that Square takes.
+ * Phone numbers are checked here and not with libphonenumber-js, because that library is stricter
+ * than Square. It would reject numbers that Square accepts.
  */
 import { COUNTRIES, suggestCountry } from "./countries.ts";
+import { isRealDate } from "./time.ts";
 
-/** The value as it is sent, where an empty text means blank, or why it cannot be sent. */
+/**
+ * A cleaned value: either the text to send, which is empty for a blank cell, or the problem that
+ * makes the value invalid. A message shows the problem after the name of the column, for example
+ * `phone_number is invalid: …`.
+ */
 export type Normalized = { text: string; problem?: never } | { text?: never; problem: string };
 
-// Cleans and checks one kind of text. The text is not blank.
+// Cleans and checks a text that is not blank.
 type Normalizer = (text: string) => Normalized;
 
 const NORMALIZERS = {
@@ -28,45 +36,66 @@ const NORMALIZERS = {
   country: normalizeCountry,
 } satisfies Record<string, Normalizer>;
 
-/** The kinds of text that are checked in different ways. */
+/** The kinds of text. Each kind has its own rules. */
 export type TextKind = keyof typeof NORMALIZERS;
 
-/** The problem of a text that was stored in another encoding than UTF-8. */
-export const INVALID_UTF8 = "is not valid UTF-8 (was the CSV Latin-1?)";
-
-// What cannot be seen: format characters such as zero-width spaces, byte order marks and text directions;
-// variation selectors, fillers and the like; and the blank Braille pattern.
+// The invisible characters: format characters such as zero-width spaces, byte order marks and text
+// directions; variation selectors and fillers; and the blank Braille pattern.
 const INVISIBLE = /[\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]/gu;
 
-// The invisible characters that names and notes lose, and only at the ends. Inside a text, and partly also
-// at its end, an invisible character can carry meaning: zero-width joiners spell Persian and Indic names
-// and hold emoji together, a variation selector makes a heart red, tag characters make the flag of
-// Scotland. Those that are listed here have no effect at the end of a text.
+// Names and notes lose only these characters, and only at their ends, where they have no effect.
+// The other invisible characters can carry meaning: zero-width joiners spell Persian and Indic
+// names and hold emoji together, a variation selector makes a heart red, and tag characters make
+// the flag of Scotland.
 const EDGE =
   "[\\s\\u00ad\\u061c\\u180e\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2060-\\u2064\\u2066-\\u206f\\ufeff\\u2800\\u3164]";
 const EDGES = new RegExp(`^${EDGE}+|${EDGE}+$`, "gu");
 
-// The characters that are typed or auto-corrected in place of a hyphen: hyphens and dashes of every length
-// and the minus sign. Between digits also the Japanese long vowel sign, which is on the same key. Not the
-// wave dash, which means "to".
+// The characters that people type, or programs insert, in place of a hyphen: dashes of every length
+// and the minus sign. Between digits also the Japanese long vowel sign, which is on the same key.
+// The wave dash is not in the list, because it means "to".
 const DASHES =
   /[\u2010-\u2015\u2212\u2043\u02d7\ufe58\ufe63\uff0d]|(?<=[0-9])[\u30fc\uff70](?=[0-9])/gu;
 
-// Numbers as spreadsheets and data frames write them after they took a text for a number: 98101.0, 98101,0,
-// 1.2065550100E+10, 1e+05. An exponent without a sign or a fraction, as in 12e4567, can be part of an id.
-const SPREADSHEET_NUMBER = /^[+-]?\d+(?:[.,]0+|[.,]\d+e[+-]?\d+|e[+-]\d+)$/i;
+// Control characters are invalid. A note can have several lines and tabs.
+const CONTROL = /\p{Cc}/u;
+const CONTROL_IN_NOTE = /(?![\t\n\r])\p{Cc}/u;
 
-// A formula such as ="02134", and the apostrophe with which a spreadsheet marks a text.
+// Characters that a person may not see or may confuse with another one, so a message names them:
+// all except printable ASCII, and in a text also except letters and digits of any language.
+const STRANGE = /[^ -~]/u;
+const STRANGE_IN_TEXT = /[^ -~\p{L}\p{M}\p{N}]/u;
+
+// Spreadsheets and data frames write a text in these forms if they mistake it for a number:
+// 98101.0, 98101,0, 1.2065550100E+10, 1e+05. An exponent without a sign or a fraction, as in
+// 12e4567, can be part of an id, so it is not in the pattern.
+const SPREADSHEET_NUMBER = /^[+-]?\d+(?:[.,]0+|[.,]\d+e[+-]?\d+|e[+-]\d+)$/i;
+const DECIMAL_NUMBER_PROBLEM =
+  "is invalid: it looks like a decimal number of a spreadsheet, store it as text";
+
+// A formula such as ="02134", or the apostrophe with which a spreadsheet marks a text.
 const SPREADSHEET_MARK = /^(?:=|')/;
+const SPREADSHEET_MARK_PROBLEM =
+  "is invalid: it begins with the = or ' of a spreadsheet, remove it";
 
 // A cell whose formula failed, or whose column was too narrow when it was copied.
 const SPREADSHEET_ERROR =
   /^#(?:N\/A|REF!|VALUE!|NAME\?|NUM!|DIV\/0!|NULL!|ERROR!|SPILL!|CALC!)$|^#{3,}$/;
 
+const PHONE_EXAMPLE = "for example +12065550100";
+
+const CHARACTER_NAMES: Readonly<Record<string, string>> = {
+  "0009": "a tab",
+  "000A": "a line break",
+  "000D": "a line break",
+  "00A0": "a no-break space",
+};
+
 /**
  * Cleans and checks the value of a cell.
- * @param maxLength in UTF-16 code units. It is unknown whether Square counts those or code points. A text
- * never has more code points than code units, so a text that passes is short enough either way.
+ * @param maxLength the maximum length in UTF-16 code units. Square does not document whether it
+ *   counts code units or code points. A text never has more code points than code units, so a text
+ *   that passes here is short enough either way.
  */
 export function normalizeCell(
   value: unknown,
@@ -75,19 +104,22 @@ export function normalizeCell(
 ): Normalized {
   if (value instanceof Uint8Array && value.length > 0)
     return { problem: "holds bytes (a BLOB): store it as text" };
-  // SQLite keeps 12065550100.0 as the text "12065550100.0" in a TEXT column. In a column without a type it
-  // stays a number, which sql.js reads like the integer.
+  // A TEXT column keeps 12065550100.0 as a text with its fraction, which the checks below find. A
+  // column without a type keeps the number. sql.js returns it as 12065550100, which is correct.
   if (typeof value === "number" && !Number.isSafeInteger(value))
     return { problem: "is a number with a fraction or with too many digits: store it as text" };
   const raw = value === null || value === undefined ? "" : String(value);
   if (isBlank(raw)) return { text: "" };
 
+  // \p{Cs} is half of a surrogate pair.
   if (/[\p{Cs}\ufffd]/u.test(raw))
     return { problem: "contains U+FFFD, which replaces damaged text (was the CSV Latin-1?)" };
   if (SPREADSHEET_ERROR.test(raw.trim())) return { problem: "is an error value of a spreadsheet" };
+
   const { text, problem } = NORMALIZERS[kind](raw);
   if (problem !== undefined) return { problem };
-  // The `square` package marks big integers with this suffix and would send the text as a number.
+  // The `square` package writes the bigint 12 as "12#bigint#", and then removes the quotes and the
+  // suffix from the finished JSON. A text in this form would become a number or break the JSON.
   if (/(?:^|")-?\d+#bigint#$/.test(text))
     return { problem: "ends with #bigint#, which cannot be sent" };
   if (text.length > maxLength)
@@ -95,176 +127,166 @@ export function normalizeCell(
   return { text };
 }
 
-/** The text with each kind of dash replaced by a hyphen. */
+/** Replaces each kind of dash by a hyphen. */
 export function unifyDashes(text: string): string {
   return text.replace(DASHES, "-");
 }
 
-/** True for a text in which nothing can be seen. */
+/** True for a text that consists only of space and invisible characters. */
 export function isBlank(text: string): boolean {
-  return text.replace(INVISIBLE, "").trim() === "";
+  return removeInvisible(text) === "";
 }
 
-const UTF8 = new TextDecoder("utf-8", { fatal: true });
-
-/**
- * True if the bytes of a text, as `CAST(column AS BLOB)` returns them, are valid UTF-8. sql.js decodes
- * invalid bytes without an error to U+FFFD, and saving the decoded text would destroy the original.
- */
-export function isValidUtf8(bytes: Uint8Array): boolean {
-  try {
-    UTF8.decode(bytes);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-// A name or a line of an address.
+// A name, or a line of an address.
 function normalizeLine(raw: string): Normalized {
-  return rejectControls(raw.replace(EDGES, ""), /\p{Cc}/u);
+  return checkControls(raw.replace(EDGES, ""), CONTROL);
 }
 
-// A note can have several lines.
 function normalizeNote(raw: string): Normalized {
-  return rejectControls(raw.replace(EDGES, ""), /(?![\t\n\r])\p{Cc}/u);
+  return checkControls(raw.replace(EDGES, ""), CONTROL_IN_NOTE);
 }
 
-/** The case and the dashes of a reference id stay, because it must equal the id in another system. */
-export function normalizeReferenceId(raw: string): Normalized {
+// The case and the dashes of a reference id stay, because it must equal the id in another system.
+function normalizeReferenceId(raw: string): Normalized {
   const text = removeInvisible(raw);
-  return findSpreadsheetProblem(text) ?? rejectControls(text, /\p{Cc}/u);
+  const problem = findSpreadsheetProblem(text);
+  if (problem !== undefined) return { problem };
+  return checkControls(text, CONTROL);
 }
 
 function normalizePostalCode(raw: string): Normalized {
   const text = unifyDashes(removeInvisible(raw));
   const problem = findSpreadsheetProblem(text);
-  if (problem) return problem;
-  // Thousands separators: 98,101.
+  if (problem !== undefined) return { problem };
+  // A number with thousands separators, such as 98,101.
   if (/^\d{1,3}(?:[.,]\d{3})+$/.test(text))
     return { problem: "is invalid: expected a postal code, not a number with separators" };
-  return rejectControls(text, /\p{Cc}/u);
+  return checkControls(text, CONTROL);
 }
 
-// Square documents that a VAT number has letters and digits only.
+// Square documents that a VAT number consists of letters and digits.
 function normalizeVat(raw: string): Normalized {
   const text = removeInvisible(raw);
   const problem = findSpreadsheetProblem(text);
-  if (problem) return problem;
+  if (problem !== undefined) return { problem };
   if (/^[A-Za-z0-9]+$/.test(text)) return { text };
-  return invalid("letters and digits only, for example IE3426675K", text, /[^A-Za-z0-9]/u);
+  return reject("letters and digits only, for example IE3426675K", text, STRANGE);
 }
 
 // One address, without a name (Ada <ada@example.com>) and without quotes.
 function normalizeEmail(raw: string): Normalized {
   const text = unifyDashes(removeInvisible(raw));
   const problem = findSpreadsheetProblem(text);
-  if (problem) return problem;
-  const isEmail = /^[^\s\p{Cc}@<>()[\]\\,;:"]+@[\p{L}\p{M}\p{N}_-]+(?:\.[\p{L}\p{M}\p{N}_-]+)+$/u;
-  if (isEmail.test(text)) return { text };
-  return invalid("one address, for example ada@example.com", text, /[^!-~\p{L}\p{M}\p{N}]/u);
+  if (problem !== undefined) return { problem };
+  const address = /^[^\s\p{Cc}@<>()[\]\\,;:"]+@[\p{L}\p{M}\p{N}_-]+(?:\.[\p{L}\p{M}\p{N}_-]+)+$/u;
+  if (address.test(text)) return { text };
+  return reject("one address, for example ada@example.com", text, STRANGE_IN_TEXT);
 }
 
-const PHONE_EXAMPLE = "for example +12065550100";
-
-// The spaces, dots, dashes and brackets between the digits are removed. Square takes 9 to 16 digits, with
-// or without + and the country code.
+// Removes the spaces, dots, dashes and brackets between the digits. Square accepts 9 to 16 digits,
+// with or without + and the country code.
 function normalizePhone(raw: string): Normalized {
   const text = unifyDashes(removeInvisible(raw));
-  const problem = hasFraction(text) ? DECIMAL_NUMBER : findSpreadsheetProblem(text);
-  if (problem) return problem;
+  const problem = hasFraction(text) ? DECIMAL_NUMBER_PROBLEM : findSpreadsheetProblem(text);
+  if (problem !== undefined) return { problem };
 
-  const national = removeTrunkZero(text);
-  // What is left of "(0)" was not preceded by a country code alone, so its meaning is unclear.
-  if (/.\(0\)/.test(national))
+  // removeTrunkZero removes a (0) that directly follows a country code. With another (0) inside the
+  // number, it is unclear whether the 0 has to be dialled.
+  const dialled = removeTrunkZero(text);
+  if (/.\(0\)/.test(dialled))
     return {
       problem: `is invalid: the (0) is ambiguous, write the digits to dial, ${PHONE_EXAMPLE}`,
     };
-  // A minus sign in front would make a negative number look like a phone number. Line breaks separate
-  // two numbers, and are not in \p{Zs}.
-  const isNumber = /^[(+]*[0-9][0-9\p{Zs}().-]*$/u.test(national);
-  const phone = national.replace(/[^+0-9]/g, "");
+
+  // 00 and 011 in front of a country code are dialled in some countries only. A shorter number can
+  // begin with 011, which is the area code of Turin. No country code begins with 0.
+  const phone = dialled.replace(/[^+0-9]/g, "");
   if (/^\+?00/.test(phone) || /^011[0-9]{10}/.test(phone) || phone.startsWith("+0"))
     return { problem: `is invalid: write + and the country code first, ${PHONE_EXAMPLE}` };
-  if (isNumber && /^\+?[0-9]{9,16}$/.test(phone)) return { text: phone };
-  // 206-555-0100 x5: the digits of the extension must not become part of the number.
+
+  // A number does not begin with a hyphen, because a negative number is not a phone number. Line
+  // breaks are not in \p{Zs}, because they separate two numbers.
+  const hasPhoneCharacters = /^[(+]*[0-9][0-9\p{Zs}().-]*$/u.test(dialled);
+  if (hasPhoneCharacters && /^\+?[0-9]{9,16}$/.test(phone)) return { text: phone };
+
+  // In 206-555-0100 x5, the digit of the extension must not become part of the number.
   const hasExtension = /[0-9]{4}.*[\p{L}#,;]/u.test(text);
-  const extension = hasExtension ? " without an extension" : "";
-  return invalid(`9 to 16 digits${extension}, ${PHONE_EXAMPLE}`, text, /[^0-9 +().-]/u);
+  const digits = hasExtension ? "9 to 16 digits without an extension" : "9 to 16 digits";
+  return reject(`${digits}, ${PHONE_EXAMPLE}`, text, STRANGE);
 }
 
-// A formatted number can end with a fraction too: (206) 555-0100.0. A single dot after nine digits or more
-// does not separate groups. The French 01.23.45.67.00 has no fraction.
+// Finds the fraction of a spreadsheet number also in a formatted phone number.
 function hasFraction(phone: string): boolean {
+  // For example (206) 555-0100.0 and 2065550100.00. In the French number 01.23.45.67.00 the last
+  // two digits follow a group of two digits, so they are not a fraction.
   if (/[.,]0$|[0-9]{3}\.00$/.test(phone)) return true;
-  const [whole = "", ...rest] = phone.split(".");
-  return rest.length === 1 && rest[0] !== "" && whole.replace(/[^0-9]/g, "").length >= 9;
+  // A single dot after nine digits or more is a decimal point, because no country writes such a
+  // long first group.
+  const [whole = "", fraction = "", third] = phone.split(".");
+  const hasOneDot = fraction !== "" && third === undefined;
+  return hasOneDot && whole.replace(/[^0-9]/g, "").length >= 9;
 }
 
 /**
- * Removes the (0) after a country code: in +44 (0)20 the 0 is dialled only inside the country, without the
- * 44. In Italy (39) and San Marino (378) the 0 is part of the number and is dialled from abroad too, so a
- * (0) stays there.
+ * Removes a (0) that follows a country code. In +44 (0)20, the 0 is dialled only within the
+ * country, without the 44. In Italy (39) and San Marino (378), the 0 is part of the number and is
+ * dialled from abroad too, so the (0) stays.
  */
 export function removeTrunkZero(text: string): string {
-  const [start, code] = /^\(?(?:\+|00)?([1-9][0-9]{0,2})\)?[\s.-]*(?=\(0\))/.exec(text) ?? [];
-  if (start === undefined || code === "39" || code === "378") return text;
-  return start + text.slice(start.length).replace("(0)", "");
+  const match = /^(\(?(?:\+|00)?([1-9][0-9]{0,2})\)?[\s.-]*)\(0\)(.*)$/s.exec(text);
+  if (match === null) return text;
+  const [, start = "", countryCode = "", rest = ""] = match;
+  return countryCode === "39" || countryCode === "378" ? text : start + rest;
 }
 
-// YYYY-MM-DD, or MM-DD if the year is unknown. Square returns the latter with the year 0000. Other orders
-// of day and month, and the day numbers of spreadsheets such as 32988, are rejected, not guessed.
+// A birthday is YYYY-MM-DD, or MM-DD if the year is unknown. Square returns the latter with the
+// year 0000. Other orders of day and month, and the day numbers of spreadsheets such as 32988, are
+// ambiguous, so they are rejected.
 function normalizeBirthday(raw: string): Normalized {
   const text = unifyDashes(removeInvisible(raw));
   const [, year = "0000", day = ""] = /^(?:([0-9]{4})-)?([0-9]{2}-[0-9]{2})$/.exec(text) ?? [];
   const hasYear = year !== "0000";
-  // The year 2000 had a 29 February. Date turns a day that does not exist into a day of the next month.
-  const date = new Date(`${hasYear ? year : "2000"}-${day}T00:00Z`);
-  if (date.toJSON()?.slice(5, 10) === day) return { text: hasYear ? `${year}-${day}` : day };
+  // Without a year, any day of a leap year is possible, and 2000 was one.
+  if (isRealDate(`${hasYear ? year : "2000"}-${day}`))
+    return { text: hasYear ? `${year}-${day}` : day };
   const expected = "YYYY-MM-DD or MM-DD, for example 1990-04-25";
   if (/^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ]/.test(text))
     return { problem: `is invalid: expected a date without a time: ${expected}` };
-  return invalid(expected, text, /[^!-~ ]/u);
+  return reject(expected, text, STRANGE);
 }
 
-// A country of Square's list, in upper case. One unknown code would make the `square` package reject a
-// whole call of 100 rows.
+// A country of Square's list, in upper case. A single unknown code would make the `square` package
+// reject a whole call of 100 rows.
 function normalizeCountry(raw: string): Normalized {
   const text = removeInvisible(raw);
   const code = text.toUpperCase();
   if (COUNTRIES.has(code)) return { text: code };
   const suggested = suggestCountry(text);
   const hint = suggested === undefined ? "for example US" : `perhaps ${suggested}`;
-  return invalid(`a two-letter country code, ${hint}`, text, /[^!-~\p{L}\p{M} ]/u);
+  return reject(`a two-letter country code, ${hint}`, text, STRANGE_IN_TEXT);
 }
 
 function removeInvisible(raw: string): string {
   return raw.replace(INVISIBLE, "").trim();
 }
 
-const DECIMAL_NUMBER: Normalized = {
-  problem: "is invalid: it looks like a decimal number of a spreadsheet, store it as text",
-};
-
-function findSpreadsheetProblem(text: string): Normalized | undefined {
-  if (SPREADSHEET_NUMBER.test(text)) return DECIMAL_NUMBER;
-  if (SPREADSHEET_MARK.test(text))
-    return { problem: "is invalid: it begins with the = or ' of a spreadsheet, remove it" };
+function findSpreadsheetProblem(text: string): string | undefined {
+  if (SPREADSHEET_NUMBER.test(text)) return DECIMAL_NUMBER_PROBLEM;
+  if (SPREADSHEET_MARK.test(text)) return SPREADSHEET_MARK_PROBLEM;
   return undefined;
 }
 
-function rejectControls(text: string, control: RegExp): Normalized {
+function checkControls(text: string, control: RegExp): Normalized {
   const found = control.exec(text)?.[0];
   if (found === undefined) return { text };
   return { problem: `contains ${describeCharacter(found)}` };
 }
 
-// Only a character that the person may not see, or may take for another one, is named. The value itself
-// is not repeated, because it can be personal data.
-function invalid(expected: string, text: string, unexpected: RegExp): Normalized {
-  const found = unexpected.exec(text)?.[0];
-  const isPlain = found === undefined || /^[ -~]$/.test(found);
-  const detail = isPlain ? "" : ` (it contains ${describeCharacter(found)})`;
+// The message does not repeat the value, because it can be personal data. It names only a strange
+// character.
+function reject(expected: string, text: string, strange: RegExp): Normalized {
+  const found = strange.exec(text)?.[0];
+  const detail = found === undefined ? "" : ` (it contains ${describeCharacter(found)})`;
   return { problem: `is invalid: expected ${expected}${detail}` };
 }
 
@@ -273,10 +295,3 @@ function describeCharacter(character: string): string {
   const name = CHARACTER_NAMES[hex];
   return name === undefined ? `U+${hex}` : `U+${hex} (${name})`;
 }
-
-const CHARACTER_NAMES: Readonly<Record<string, string>> = {
-  "0009": "a tab",
-  "000A": "a line break",
-  "000D": "a line break",
-  "00A0": "a no-break space",
-};

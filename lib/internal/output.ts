@@ -1,44 +1,42 @@
-/** Printing: the result goes to stdout, everything else to stderr, and no text can fake a line of a log. */
+/**
+ * Prints the result to stdout and everything else to stderr. Text from Square or from the file is
+ * escaped, so that it cannot control the terminal or imitate a line of a log.
+ */
 import { codeOf, messageOf, SyncError } from "./errors.ts";
 
 const LINE_BREAK = "\n";
 
-// Control and format characters, other line separators and halves of surrogate pairs.
+// Control and format characters, the line separators of Unicode, and surrogates without a partner.
 const CONTROL_CHARACTER = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu;
 
-// A shorter token could be a part of ordinary words, which would then be replaced too.
+// A shorter token is not replaced, because it could be a part of ordinary words.
 const MIN_TOKEN_LENGTH = 8;
 
-// Without a listener, the error event of a failed write ends the process with a stack trace. The error itself
-// also reaches the callback of the write, where it is handled.
-for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
-
-// The first error of each stream. After an error, Deno never calls back for another write.
-const failures = new WeakMap<NodeJS.WriteStream, unknown>();
-
 /**
- * Makes text safe to print: hides the token and escapes control characters. A line break stays, but the
- * next line is indented. So a name or message that comes from Square or the file cannot look like a line
- * that a script prints.
+ * Makes a text safe to print: replaces the token and escapes control characters. A line break
+ * stays, but the next line is indented. So a name with a line break cannot look like a line that a
+ * script printed.
  */
 export function makePrintable(text: string, token: string): string {
-  const hidden = token.length < MIN_TOKEN_LENGTH ? text : text.replaceAll(token, "(the token)");
-  return hidden
+  const withoutToken =
+    token.length < MIN_TOKEN_LENGTH ? text : text.replaceAll(token, "(the token)");
+  return withoutToken
     .split(LINE_BREAK)
     .map((line) => line.replace(CONTROL_CHARACTER, escapeCharacter))
     .join(`${LINE_BREAK}  `);
 }
 
-// JSON uses the same notation. So a line of JSON keeps its meaning when it is escaped.
+// Formats a character as one or two UTF-16 code units, for example \u001b. JSON uses the same
+// notation, so a line of JSON has the same meaning after it was escaped.
 function escapeCharacter(character: string): string {
-  const escapeUnit = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return character.split("").map(escapeUnit).join("");
+  const codeUnits = character.split("").map((unit) => unit.charCodeAt(0));
+  return codeUnits.map((code) => `\\u${code.toString(16).padStart(4, "0")}`).join("");
 }
 
 /**
  * Prints to stdout and waits until the text is written.
- * @throws SyncError (failed) when it cannot be written. A reader that has enough, such as `head`, is no
- *   error.
+ * @throws SyncError (failed) if it cannot be written, except to a pipe that its reader has closed.
+ *   `head` does that after the lines that it needs.
  */
 export async function printToStdout(text: string): Promise<void> {
   const error = await write(process.stdout, text);
@@ -51,29 +49,39 @@ export async function printToStdout(text: string): Promise<void> {
   );
 }
 
-/** Prints to stderr. When stderr is closed or full there is no place left to report that, so continue. */
+/** Prints to stderr. An error is ignored, because stderr is where it would be reported. */
 export function printToStderr(text: string): void {
   void write(process.stderr, text);
 }
 
-/** Waits until stderr is written. Then `process.exit` loses none of it. `printToStdout` waits by itself. */
+/** Waits until all text for stderr is written. Otherwise `process.exit` could cut it off. */
 export async function flushStderr(): Promise<void> {
   await write(process.stderr, "");
 }
 
-/** @returns the error, if the text could not be written */
+// The first error of each stream. After an error, Deno does not call the callback of the next
+// write, and waiting for it would never end.
+const firstErrors = new WeakMap<NodeJS.WriteStream, unknown>();
+
+// A stream emits an error event in addition to the callback that `write` handles. Without a
+// listener, that event ends the process with a stack trace.
+for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
+
+/** @returns the error if the text cannot be written, otherwise undefined */
 function write(stream: NodeJS.WriteStream, text: string): Promise<unknown> {
-  const earlierError = failures.get(stream);
+  const earlierError = firstErrors.get(stream);
   if (earlierError !== undefined) return Promise.resolve(earlierError);
   return new Promise((resolve) => {
+    // Without an error, the stream passes null or undefined, depending on the runtime.
     const finish = (error: unknown) => {
-      if (error) failures.set(stream, error);
+      if (error) firstErrors.set(stream, error);
       resolve(error ?? undefined);
     };
     try {
       stream.write(text, finish);
     } catch (error) {
-      finish(error); // Deno throws here instead of calling back
+      // Deno throws the error, and does not call the callback.
+      finish(error);
     }
   });
 }

@@ -1,13 +1,20 @@
 /**
- * Reads a search in parts, several at the same time. A cursor can only be followed one page after the other, so
- * a large result is divided by creation time. Every customer falls into a part, because `created_at` never
- * changes, whatever else the filter looks at. This layer can be deleted: `searchPages` alone reads the same.
+ * Reads a large search faster than page by page. The cursor of a page leads only to the next page,
+ * so one search cannot be read in parallel. Instead, its range of creation times is divided into
+ * slices, and each slice is a search with its own cursor. Every customer is in a slice, because its
+ * `created_at` never changes.
+ *
+ * This layer can be deleted: `searchPages` alone returns the same customers.
  */
 import type { Square } from "square";
 import { formatTime } from "./time.ts";
 
-const SMALL_PART = 1_000; // customers; dividing a smaller part costs more requests than it saves
-const EDGE_MS = 1_000; // the parts overlap by this much, because Square does not say whether the ends belong
+// The number of customers above which the rest of a slice is divided. Dividing a smaller rest costs
+// more requests than it saves.
+const SMALL_SLICE = 1_000;
+
+// The overlap of two slices. Square does not document whether a time range includes its ends.
+const SLICE_OVERLAP_MS = 1_000;
 
 /** One page of a search, as `searchPages` yields it. */
 interface Page {
@@ -21,49 +28,61 @@ type TimeRange = Square.TimeRange;
 type Ids = Set<string | undefined>;
 
 /**
- * Yields the pages of a search in any order, and at the end an empty page with the final missing count.
- * @param search reads one part, page by page
- * @param options.concurrency how many parts to aim for
- * @param options.until the end of the time in which customers can have been created, in ms since 1970
+ * Yields the pages of a search in any order, and then an empty page with the final missing count.
+ * @param search reads one slice page by page, oldest customer first
+ * @param options.concurrency into how many slices a large search is divided, approximately
+ * @param options.createdBefore a time, in ms since 1970, after which no customer of the search was
+ *   created. It is the end of the range to divide if the filter has no end
  */
 export async function* readInParallel(
   search: (filter: Filter) => AsyncGenerator<Page>,
   filter: Filter,
-  options: { concurrency: number; until: number },
+  options: { concurrency: number; createdBefore: number },
 ): AsyncGenerator<Page> {
-  let total = 0; // customers that Square counts in the whole search
-  const returned: Ids = new Set();
+  // The largest count of any slice. The first slice is the whole search, so this is its count.
+  let total = 0;
+  const allIds: Ids = new Set();
 
-  /** Reads a part, and divides what is left of it when that is a lot. */
-  async function readPart(
+  /**
+   * Reads a slice. If many customers remain after a page, it divides the rest into two slices, and
+   * reads these instead of the next pages.
+   */
+  async function readSlice(
     range: TimeRange,
     emit: (page: Page) => void,
   ): Promise<{ ids: Ids; missingCount: number }> {
     const ids: Ids = new Set();
-    let missingCount = 0;
+    let sliceMissing = 0;
     for await (const page of search({ ...filter, createdAt: range })) {
       total = Math.max(total, page.count);
       for (const { id } of page.customers) {
         ids.add(id);
-        returned.add(id);
+        allIds.add(id);
       }
-      missingCount = page.missingCount;
-      emit({ ...page, count: total, missingCount: Math.max(total - returned.size, 0) });
-      const isLarge = missingCount > Math.max(SMALL_PART, total / (2 * options.concurrency));
-      const halves = isLarge ? divideRest(range, page.customers, missingCount, options.until) : [];
-      if (halves.length === 0) continue;
-      const results = await Promise.all(halves.map((half) => readPart(half, emit)));
-      // Ids of the halves count here too. Otherwise a customer between the two halves would not be missed.
+      sliceMissing = page.missingCount;
+      const overallMissing = Math.max(total - allIds.size, 0);
+      emit({ customers: page.customers, count: total, missingCount: overallMissing });
+
+      const largestRest = Math.max(SMALL_SLICE, total / (2 * options.concurrency));
+      if (sliceMissing <= largestRest) continue;
+      const slices = divideRest(range, page.customers, sliceMissing, options.createdBefore);
+      if (slices.length === 0) continue;
+      const results = await Promise.all(slices.map((slice) => readSlice(slice, emit)));
+      // Compare the count of this slice with the ids of its page and of both new slices. Otherwise
+      // a customer that neither of the two returned would not be noticed.
       for (const result of results) for (const id of result.ids) ids.add(id);
-      missingCount = Math.max(page.count - ids.size, ...results.map((half) => half.missingCount));
-      return { ids, missingCount };
+      const missingCounts = results.map(({ missingCount }) => missingCount);
+      // The two new slices have read the rest, so the next pages of this search are not needed.
+      return { ids, missingCount: Math.max(page.count - ids.size, ...missingCounts) };
     }
-    return { ids, missingCount };
+    return { ids, missingCount: sliceMissing };
   }
 
-  const stream = new ReadableStream<Page>({
+  // Several slices emit pages at the same time. The stream is the queue from which they are
+  // yielded.
+  yield* new ReadableStream<Page>({
     start(controller) {
-      readPart(filter.createdAt ?? {}, (page) => controller.enqueue(page)).then(
+      readSlice(filter.createdAt ?? {}, (page) => controller.enqueue(page)).then(
         ({ missingCount }) => {
           controller.enqueue({ customers: [], count: total, missingCount });
           controller.close();
@@ -72,32 +91,37 @@ export async function* readInParallel(
       );
     },
   });
-  const reader = stream.getReader();
-  while (true) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    yield value;
-  }
 }
 
-/** Divides what follows a page into two ranges of time that overlap a little, if there is room for two. */
+/**
+ * Divides the time after a page into two slices that overlap.
+ * @param rest how many customers of the range follow the page
+ * @returns no slices if the time is too short for two
+ */
 function divideRest(
   range: TimeRange,
   page: Square.Customer[],
   rest: number,
-  until: number,
+  createdBefore: number,
 ): TimeRange[] {
   const first = Date.parse(page.at(0)?.createdAt ?? "");
   const last = Date.parse(page.at(-1)?.createdAt ?? "");
   const { endAt } = range;
-  const end = endAt ? Date.parse(endAt) : until;
-  // Half of the time; or less, when customers are as dense as on this page and half of the rest comes sooner. The
-  // middle of the time would be long after an import that created most customers within a day.
+  const end = endAt ? Date.parse(endAt) : createdBefore;
+
+  // Cut in the middle of the time, or where half of the rest ends if all of it is as dense as this
+  // page, whichever is earlier. After an import that created most customers within a day, the
+  // middle of the time would leave nearly all of them in the first slice.
   const halfOfRestMs = ((last - first) / page.length) * (rest / 2);
-  const cut = last + Math.max(Math.min(halfOfRestMs, (end - last) / 2), 2 * EDGE_MS);
-  if (!(cut < end - EDGE_MS)) return [];
+  const halfOfTimeMs = (end - last) / 2;
+  const cut = last + Math.max(Math.min(halfOfRestMs, halfOfTimeMs), 2 * SLICE_OVERLAP_MS);
+  // An empty page, or a customer without a time, makes the cut NaN. Then there is no room either.
+  const hasRoom = cut < end - SLICE_OVERLAP_MS;
+  if (!hasRoom) return [];
   return [
-    { startAt: formatTime(last - 1), endAt: formatTime(cut + EDGE_MS) },
+    // Start 1 ms before the last customer of the page. Others can have the same creation time, and
+    // a range may not include its start.
+    { startAt: formatTime(last - 1), endAt: formatTime(cut + SLICE_OVERLAP_MS) },
     { startAt: formatTime(cut), ...(endAt && { endAt }) },
   ];
 }

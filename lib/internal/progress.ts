@@ -1,26 +1,26 @@
-/** The progress bar on stderr. */
+/** Shows a progress bar on stderr. */
 
 const FORMAT = "{bar} {status}";
 
-// A run that ends sooner needs no bar.
+// The bar appears after this time, because a shorter run needs none.
 const DELAY_MS = 1_000;
 
 export interface Progress {
-  /** Draws the bar, or moves it. */
+  /** Draws the bar, or updates it. */
   show(done: number, total: number): void;
-  /** Removes the bar, so that its line can take other text. The next `show` draws it again. */
+  /** Removes the bar, so that other text can be printed. The next call of `show` draws it again. */
   hide(): void;
 }
 
 /**
- * Prepares the progress bar. It stays invisible with --quiet, when stderr is not a terminal, and on a
+ * Creates the progress bar. No bar is drawn with --quiet, when stderr is not a terminal, and on a
  * terminal that cannot move its cursor (TERM=dumb).
  */
 export async function createProgress(isQuiet: boolean): Promise<Progress> {
-  const hasTerminal = process.stderr.isTTY && process.env.TERM !== "dumb";
-  if (isQuiet || !hasTerminal) return { show() {}, hide() {} };
+  const canDraw = process.stderr.isTTY && process.env.TERM !== "dumb";
+  if (isQuiet || !canDraw) return { show() {}, hide() {} };
 
-  // Loaded here because most runs, such as those from cron, have no terminal and do not need it.
+  // Loaded here, because most runs have no terminal and draw no bar, for example scheduled ones.
   const { default: cliProgress } = await import("cli-progress");
   const bar = new cliProgress.SingleBar(
     { format: FORMAT, clearOnComplete: true },
@@ -31,7 +31,7 @@ export async function createProgress(isQuiet: boolean): Promise<Progress> {
     show(done, total) {
       const elapsedMs = performance.now() - startedAt;
       if (elapsedMs < DELAY_MS) return;
-      // More can arrive than Square counted, for example customers created during the search.
+      // Square can return more customers than it counted, for example new ones during the search.
       const all = Math.max(done, total);
       const payload = { status: formatStatus(done, all, elapsedMs / 1_000) };
       if (!bar.isActive) bar.start(all, done, payload);
@@ -44,14 +44,15 @@ export async function createProgress(isQuiet: boolean): Promise<Progress> {
   };
 }
 
-/** For example `300/1200 customers, 25 a second, 36 s left`. */
+/** Formats the text next to the bar, for example `300/1200 customers, 25 a second, 36 s left`. */
 export function formatStatus(done: number, total: number, seconds: number): string {
   const counts = `${done}/${total} customers`;
-  // Before the first customers arrive there is no rate, and the time left would be infinite.
+  // Before the first customers arrive, the rate is 0, and the remaining time would be infinite.
   if (done === 0 || seconds === 0) return counts;
   const rate = done / seconds;
-  const left = formatDuration((total - done) / rate);
-  return `${counts}, ${rate < 10 ? rate.toFixed(1) : Math.round(rate)} a second, ${left} left`;
+  const roundedRate = rate < 10 ? rate.toFixed(1) : Math.round(rate);
+  const remaining = formatDuration((total - done) / rate);
+  return `${counts}, ${roundedRate} a second, ${remaining} left`;
 }
 
 function formatDuration(seconds: number): string {

@@ -1,13 +1,15 @@
-/** What push-new reports at the end of a run. */
+/** Builds what push-new reports at the end of a run. */
 import { isUncheckedToken, type StoredAccount } from "./account.ts";
 import type { RunContext } from "./context.ts";
 import { SyncError } from "./errors.ts";
-import { formatCounts, formatNumber, formatTable } from "./report.ts";
+import { convertLocalId, formatCounts, formatNumber, formatTable } from "./report.ts";
 
 /** The part of a pushed row that is reported. */
 interface ReportedRow {
   localId: string;
   outcome: "ready" | "created" | "linked" | "refused" | "held" | "later";
+  /** Why a row is on hold. It decides what the report suggests. */
+  holdReason: "duplicate" | "opt-out" | "other" | null;
   inDoubt: boolean;
   id: string | null;
   reason: string | null;
@@ -20,7 +22,7 @@ interface ReportedRow {
   };
 }
 
-// How an outcome reads in a sentence. The counts keep the short names of --json and sync_runs.
+// The words of each outcome in a sentence. The counts use the names of --json and sync_runs.
 const OUTCOME_WORDS = {
   ready: "ready",
   created: "created",
@@ -37,35 +39,39 @@ export function countOutcomes(rows: readonly ReportedRow[]) {
   return counts;
 }
 
-/** Builds the result of a push. */
+/**
+ * Builds the result of a push.
+ * @param rowsWithOwnId the local_id of each row whose id did not come from Square
+ */
 export function describePush(
   context: RunContext,
   rows: readonly ReportedRow[],
   rowsWithOwnId: readonly string[],
 ) {
   const { created, linked, refused, held, later } = countOutcomes(rows);
-  const counts = { created, linked, refused, held };
-  const selected = `${formatNumber(rows.length, "row")} selected`;
-  const outcomes = formatCounts(counts) || "none was sent";
+  const outcomes = formatCounts({ created, linked, refused, held }) || "none was sent";
+  const selected = formatNumber(rows.length, "row");
+  const done = rows.filter(({ outcome }) => outcome === "created" || outcome === "linked");
   return {
-    ...describeRows(context, rows, rowsWithOwnId),
-    summary: rows.length === 0 ? "no rows to push" : `${selected}: ${outcomes}`,
+    ...describeWaitingRows(context, rows, rowsWithOwnId),
+    summary: rows.length === 0 ? "no rows to push" : `${selected} selected: ${outcomes}`,
     json: buildJson(context, rows, false),
-    details: rows
-      .filter(({ outcome }) => outcome === "created" || outcome === "linked")
-      .map(({ localId, id, outcome }) => `row ${localId}, customer ${id}: ${outcome}`),
+    details: done.map(({ localId, id, outcome }) => `row ${localId}, customer ${id}: ${outcome}`),
     error:
       later === 0
         ? undefined
         : new SyncError(
             "temporary",
-            `Cannot create ${later} of ${formatNumber(rows.length, "row")} yet: Square did not answer for them, or another program changed them`,
+            `Cannot create ${later} of ${selected} yet: Square did not answer for them, or another program changed them`,
             "run it again later: these rows keep their idempotency keys, and the others are done",
           ),
   };
 }
 
-/** Builds the result of a dry run: a table of what would be sent. */
+/**
+ * Builds the result of a dry run, with a table of the rows that would be sent.
+ * @param account the account of the file; undefined = no script has recorded it yet
+ */
 export function describeDryRun(
   context: RunContext,
   rows: readonly ReportedRow[],
@@ -76,22 +82,22 @@ export function describeDryRun(
     context.warn(
       "a dry run sends no request, so it is not checked whether this token belongs to the seller of this file",
     );
-  const { refused, held } = countOutcomes(rows);
-  const ready = rows.filter(({ outcome }) => outcome === "ready");
-  const lookedUp = ready.filter(({ inDoubt }) => inDoubt).length;
+  const { ready, refused, held } = countOutcomes(rows);
+  const lookedUp = rows.filter(({ outcome, inDoubt }) => outcome === "ready" && inDoubt).length;
   const planned = [
-    [ready.length - lookedUp, "would be created"],
-    [lookedUp, "would be looked up"],
-    [refused, "refused"],
-    [held, "held"],
-  ] as const;
+    { count: ready - lookedUp, words: "would be created" },
+    { count: lookedUp, words: "would be looked up" },
+    { count: refused, words: "refused" },
+    { count: held, words: "held" },
+  ];
   const outcomes = planned
-    .filter(([count]) => count > 0)
-    .map(([count, word]) => `${count} ${word}`);
+    .filter(({ count }) => count > 0)
+    .map(({ count, words }) => `${count} ${words}`);
+  const header = ["row", "plan", "name", "email", "phone"];
   const table = rows.map((row) => [row.localId, describePlan(row), ...describeCustomer(row)]);
   return {
-    ...describeRows(context, rows, rowsWithOwnId),
-    lines: rows.length === 0 ? [] : formatTable(["row", "plan", "name", "email", "phone"], table),
+    ...describeWaitingRows(context, rows, rowsWithOwnId),
+    lines: rows.length === 0 ? [] : formatTable(header, table),
     summary:
       rows.length === 0
         ? "dry run: no rows to push"
@@ -100,8 +106,8 @@ export function describeDryRun(
   };
 }
 
-/** Warns about each row that a person has to look at. */
-function describeRows(
+/** Warns about each row that a person has to look at, and builds that part of the result. */
+function describeWaitingRows(
   context: RunContext,
   rows: readonly ReportedRow[],
   rowsWithOwnId: readonly string[],
@@ -113,33 +119,33 @@ function describeRows(
     const more = rowsWithOwnId.length > 10 ? `, … (${rowsWithOwnId.length} rows)` : "";
     context.warn(`not sent, because no pull has brought their id: row ${shown}${more}`);
   }
+
   const { refused, held } = countOutcomes(rows);
+  const waiting: string[] = [];
+  if (refused + held > 0) waiting.push(formatCounts({ refused, held }));
+  if (rowsWithOwnId.length > 0)
+    waiting.push(`${rowsWithOwnId.length} not sent because of their id`);
+  const nextSteps = listNextSteps(rows, rowsWithOwnId);
   return {
-    hasWaitingRows: refused + held + rowsWithOwnId.length > 0,
-    waitingText: [
-      formatCounts({ refused, held }),
-      rowsWithOwnId.length > 0 && `${rowsWithOwnId.length} not sent because of their id`,
-    ]
-      .filter(Boolean)
-      .join(", "),
-    nextStep: listNextSteps(rows, rowsWithOwnId).join("; ") || undefined,
+    hasWaitingRows: waiting.length > 0,
+    waitingText: waiting.join(", "),
+    nextStep: nextSteps.length > 0 ? nextSteps.join("; ") : undefined,
   };
 }
 
 function listNextSteps(rows: readonly ReportedRow[], rowsWithOwnId: readonly string[]): string[] {
   const steps: string[] = [];
-  const held = rows.filter(({ outcome }) => outcome === "held");
   if (rows.some(({ outcome }) => outcome === "refused"))
     steps.push("correct the rejected rows and run it again");
-  if (held.some(({ reason }) => reason?.startsWith("same ")))
+  if (rows.some(({ holdReason }) => holdReason === "duplicate"))
     steps.push("change or delete the rows on hold, or send them with --allow-duplicates");
-  if (held.some(({ reason }) => reason?.includes("subscribed")))
+  if (rows.some(({ holdReason }) => holdReason === "opt-out"))
     steps.push(
       "send rows with email_unsubscribed with --allow-subscribe, which creates them as subscribed",
     );
   if (rowsWithOwnId.length > 0)
     steps.push(
-      "your own number belongs in reference_id: UPDATE customers SET reference_id = id, id = NULL WHERE local_id IN (…)",
+      "your own number belongs in reference_id: UPDATE customers SET reference_id = coalesce(reference_id, id), id = NULL WHERE local_id IN (…)",
     );
   return steps;
 }
@@ -157,10 +163,11 @@ function buildJson(context: RunContext, rows: readonly ReportedRow[], isDryRun: 
     retries,
     dryRun: isDryRun,
     rows: rows.map(({ localId, id, outcome, reason, inDoubt }) => {
-      const planned = inDoubt ? "would-look-up" : "would-create";
+      // Only a dry run leaves rows that are still ready.
+      const plan = inDoubt ? "would-look-up" : "would-create";
       return {
-        local_id: Number(localId),
-        outcome: outcome === "ready" ? planned : outcome,
+        local_id: convertLocalId(localId),
+        outcome: outcome === "ready" ? plan : outcome,
         id,
         reason,
       };
@@ -168,12 +175,13 @@ function buildJson(context: RunContext, rows: readonly ReportedRow[], isDryRun: 
   };
 }
 
+/** The word in the column `plan` of a dry run. */
 function describePlan({ outcome, inDoubt }: ReportedRow): string {
-  if (outcome === "held" || outcome === "refused") return OUTCOME_WORDS[outcome];
-  if (outcome !== "ready") return outcome;
-  return inDoubt ? "look up" : "create";
+  if (outcome === "ready") return inDoubt ? "look up" : "create";
+  return outcome === "held" ? OUTCOME_WORDS.held : outcome;
 }
 
+/** The columns `name`, `email` and `phone` of a dry run. */
 function describeCustomer({ customer }: ReportedRow): string[] {
   const { givenName, familyName, companyName, emailAddress, phoneNumber } = customer;
   const name = [givenName, familyName].filter(Boolean).join(" ") || companyName;

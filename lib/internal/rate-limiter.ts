@@ -1,59 +1,80 @@
+/**
+ * Limits the requests of a run: at most `concurrency` at a time, and after a 429 also at a lower
+ * rate. Square does not publish its rate limit. So the limiter measures it: after a 429, it sends
+ * as many requests a second as Square accepted in the second before.
+ *
+ * Libraries such as p-throttle or bottleneck need a fixed rate, so they do not fit.
+ */
 import { setTimeout as sleep } from "node:timers/promises";
 
-// Hand-written: libraries such as p-throttle or bottleneck want a fixed rate, and Square publishes none. So
-// the rate is measured: after a 429, as many requests a second as Square accepted in the second before.
+// The gap is 5 % longer than the measured one, so that the run stays below the rate limit.
+const SAFETY_FACTOR = 1.05;
 
-const SAFETY_FACTOR = 1.05; // stay 5 % below the rate that Square was seen to accept
-const DEFAULT_PAUSE_MS = 1_000; // when a 429 comes without Retry-After, which Square does not document
-const RECOVERY_MS = 35_000; // without another 429, the gap shrinks to about a third in this time
+// The pause after a 429 without Retry-After. Square does not document that header.
+const DEFAULT_PAUSE_MS = 1_000;
+
+// Without another 429, the gap shrinks to about a third in this time.
+const RECOVERY_MS = 35_000;
 
 export interface RateLimiter {
-  /** Waits until a request may be sent. Call `release` when it has ended. */
+  /** Waits until a request may be sent. Every `acquire` needs one `release`. */
   acquire(): Promise<void>;
-  /** @param wasAccepted whether Square answered the request, instead of rate-limiting or losing it */
+  /**
+   * Reports that a request has ended.
+   * @param wasAccepted true if Square executed it; false after a rate limit or another failure
+   */
   release(wasAccepted: boolean): void;
-  /** Pauses all requests after a 429 and slows them down. @param waitMs from Retry-After; 0 if there was none */
+  /**
+   * Pauses all requests after a 429, and lowers the rate of those that follow.
+   * @param waitMs the time of Retry-After, or 0 without that header
+   */
   slowDown(waitMs: number): void;
 }
 
 /**
- * Limits the requests of a run: at most `concurrency` at a time, and after a 429 at a slower rate. All
- * requests share the limit, because Square limits the account and not the single request.
+ * Creates the rate limiter of a run. All requests share it, because Square limits the requests of
+ * an account together.
+ * @param concurrency how many requests may run at the same time
  */
 export function createRateLimiter(concurrency: number): RateLimiter {
   const waiting: (() => void)[] = [];
   let active = 0;
-  let gapMs = 0; // between the starts of two requests; 0 until the first 429
+  // The time between the starts of two requests. It is 0 until the first 429.
+  let gapMs = 0;
   let nextStartAt = 0;
   let pausedUntil = 0;
-  let acceptedAt: number[] = []; // when the requests of the last second were accepted
+  // The times at which the accepted requests ended. Only those of the last second matter.
+  let acceptedAt: number[] = [];
+
+  const listLastSecond = (now: number) => acceptedAt.filter((time) => time > now - 1_000);
 
   return {
     async acquire() {
       while (active >= concurrency) await new Promise<void>((resolve) => waiting.push(resolve));
       active++;
       let now = Date.now();
+      // Another request can move both times while this one sleeps, so compare them again.
       while (Math.max(nextStartAt, pausedUntil) > now) {
         await sleep(Math.max(nextStartAt, pausedUntil) - now);
         now = Date.now();
       }
       nextStartAt = now + gapMs;
-      // A slower rate starts fewer requests. Shrinking the gap by its own share makes the rate recover in the
-      // same time whatever the gap is.
+      // Shorten the gap by the share of RECOVERY_MS that it takes itself. With a long gap, requests
+      // are rare and each one shortens it a lot. So the recovery takes the same time for every gap.
       gapMs *= 1 - gapMs / RECOVERY_MS;
     },
     release(wasAccepted) {
       const now = Date.now();
-      if (wasAccepted) acceptedAt.push(now);
-      if (acceptedAt.length > 100) acceptedAt = acceptedAt.filter((at) => at > now - 1_000);
+      if (wasAccepted) acceptedAt = [...listLastSecond(now), now];
       active--;
       waiting.shift()?.();
     },
     slowDown(waitMs) {
       const now = Date.now();
-      const acceptedInLastSecond = acceptedAt.filter((at) => at > now - 1_000).length;
-      // Requests that were sent together are rate-limited together. Only the first one changes the rate.
-      if (now >= pausedUntil) gapMs = (1_000 / Math.max(acceptedInLastSecond, 1)) * SAFETY_FACTOR;
+      // Requests that were sent together are rate-limited together. Only the first 429 changes the
+      // rate. The others arrive during the pause, when Square has accepted fewer requests.
+      if (now >= pausedUntil)
+        gapMs = (1_000 / Math.max(listLastSecond(now).length, 1)) * SAFETY_FACTOR;
       pausedUntil = Math.max(pausedUntil, now + (waitMs || DEFAULT_PAUSE_MS));
     },
   };

@@ -1,8 +1,8 @@
-/** What the scripts report at the end of a run. */
+/** Builds what the scripts report at the end of a run. */
 import type { RunContext } from "./context.ts";
 import { SyncError } from "./errors.ts";
 
-/** The counts of the summary line, of --json and of sync_runs, under the same names, in this order. */
+/** The counts of the summary line. --json and sync_runs have them under the same names. */
 export type Counts = Partial<
   Record<
     | "created"
@@ -18,7 +18,7 @@ export type Counts = Partial<
   >
 >;
 
-/** Lists counts without zeros, for example `10 inserted, 2 unchanged`. */
+/** Lists counts in the given order, without zeros: `10 inserted, 2 unchanged`. */
 export function formatCounts(counts: Counts): string {
   return Object.entries(counts)
     .filter(([, count]) => count > 0)
@@ -31,41 +31,72 @@ export function formatNumber(count: number, noun: string): string {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
-/** One changed row for --verbose: number, id and columns, never a value. */
-export function formatChange(change: {
+/** Joins words as in a sentence: `a`, `a and b`, `a, b and c`. */
+export function joinWords(words: readonly string[]): string {
+  const last = words.at(-1) ?? "";
+  return words.length < 2 ? last : `${words.slice(0, -1).join(", ")} and ${last}`;
+}
+
+/**
+ * Converts a local_id for --json. A number above 2^53 stays a text, because a JavaScript number
+ * would name another row.
+ */
+export function convertLocalId(localId: string): number | string {
+  const number = Number(localId);
+  return Number.isSafeInteger(number) ? number : localId;
+}
+
+/** A changed row, as --verbose lists it. */
+interface ReportedChange {
   localId: string;
   id: string;
   outcome: string;
   columns: readonly string[];
-}): string {
-  const columns = change.columns.length > 0 ? `: ${change.columns.join(", ")}` : "";
-  return `row ${change.localId}, customer ${change.id}: ${change.outcome}${columns}`;
 }
 
+/**
+ * One line of --verbose. It names the changed columns and contains no values, which are personal
+ * data.
+ */
+export function formatChange({ localId, id, outcome, columns }: ReportedChange): string {
+  const changed = columns.length > 0 ? `: ${columns.join(", ")}` : "";
+  return `row ${localId}, customer ${id}: ${outcome}${changed}`;
+}
+
+/** The result of saving customers. */
 interface Saved {
   inserted: number;
   updated: number;
   unchanged: number;
   linked: number;
-  changes: readonly { localId: string; id: string; outcome: string; columns: readonly string[] }[];
+  changes: readonly ReportedChange[];
   rejected: readonly { id: string; reason: string }[];
 }
 
-/**
- * Builds the result of a pull.
- * @param action what the pull looks for: `created` or `updated`
- * @param window with the text for the summary, such as `since 2026-11-24T02:55Z`
- * @param missingCount how many customers Square counted and did not return
- */
+// ---- pull-created and pull-updated ----
+
+/** The start and end of a time window as RFC 3339; null = open on that side. */
+interface ReportedWindow {
+  since: string | null;
+  until: string | null;
+}
+
+interface PullResult {
+  /** What the pull searches for. */
+  action: "created" | "updated";
+  window: ReportedWindow;
+  fetched: number;
+  saved: Saved;
+  /** How many customers Square counted and did not return. */
+  missingCount: number;
+}
+
+/** Builds the result of pull-created or pull-updated. */
 export function describePull(
   context: RunContext,
-  action: string,
-  window: { since: string | null; until: string | null },
-  fetched: number,
-  saved: Saved,
-  missingCount: number,
+  { action, window, fetched, saved, missingCount }: PullResult,
 ) {
-  const { inserted, updated, unchanged, linked, changes, rejected } = saved;
+  const { inserted, updated, unchanged, linked } = saved;
   const counts = { inserted, updated, unchanged, linked };
   const span = formatWindow(window);
   return {
@@ -80,20 +111,26 @@ export function describePull(
       requests: context.traffic.requests,
       retries: context.traffic.retries,
     },
-    details: changes.map(formatChange),
-    error: describeMissing(missingCount) ?? describeRejected(rejected),
+    details: saved.changes.map(formatChange),
+    error: createMissingCustomersError(missingCount) ?? createRejectedError(saved.rejected),
   };
 }
 
-// 2026-11-24T02:55:31.123Z is shortened to 2026-11-24T02:55Z, which is precise enough for a person.
-function formatWindow({ since, until }: { since: string | null; until: string | null }): string {
-  const shorten = (time: string) => `${time.slice(0, "2026-11-24T02:55".length)}Z`;
-  const start = since === null ? "since the beginning" : `since ${shorten(since)}`;
-  return until === null ? start : `${start} until ${shorten(until)}`;
+function formatWindow({ since, until }: ReportedWindow): string {
+  const start = since === null ? "since the beginning" : `since ${formatMinute(since)}`;
+  return until === null ? start : `${start} until ${formatMinute(until)}`;
 }
 
-// Square counts what it finds. If it returns fewer, the run has failed although every page looked complete.
-function describeMissing(missingCount: number): SyncError | undefined {
+// Shortens 2026-11-24T02:55:31.123Z to 2026-11-24T02:55Z. A person needs no seconds.
+function formatMinute(time: string): string {
+  return `${time.slice(0, "2026-11-24T02:55".length)}Z`;
+}
+
+/**
+ * The error of a run in which Square returned fewer customers than it counted. Such a run has
+ * failed, although each page looked complete.
+ */
+function createMissingCustomersError(missingCount: number): SyncError | undefined {
   if (missingCount === 0) return undefined;
   return new SyncError(
     "failed",
@@ -103,7 +140,7 @@ function describeMissing(missingCount: number): SyncError | undefined {
 }
 
 /** The error for customers that a constraint or trigger of the table rejected. */
-export function describeRejected(rejected: Saved["rejected"]): SyncError | undefined {
+function createRejectedError(rejected: Saved["rejected"]): SyncError | undefined {
   if (rejected.length === 0) return undefined;
   const shown = rejected.slice(0, 5).map(({ id, reason }) => `${id} (${reason})`);
   const more = rejected.length > shown.length ? `, and ${rejected.length - shown.length} more` : "";
@@ -114,7 +151,85 @@ export function describeRejected(rejected: Saved["rejected"]): SyncError | undef
   );
 }
 
-/** Formats a table for a person: columns of equal width, two blanks between them. */
+// ---- pull-deleted ----
+
+/** The error of a run that would mark more customers as deleted or merged than its limit allows. */
+export function createTooManyMarksError(
+  context: RunContext,
+  count: number,
+  total: number,
+  limit: number,
+): SyncError {
+  const option = `--max-delete ${count}`;
+  const command = context.commandFor(context.script, option) ?? option;
+  return new SyncError(
+    "failed",
+    `Cannot mark ${count} of ${formatNumber(total, "customer")} as deleted or merged: that is more than ${limit}, so nothing was marked`,
+    `--dry-run to list them; if they are really gone from Square, ${command}`,
+  );
+}
+
+interface DeletionResult {
+  deleted: number;
+  merged: number;
+  /** The customers that Square still has and that were saved along the way. */
+  saved: Saved;
+  /** The rows that were marked as deleted or merged. */
+  marked: readonly (ReportedChange & { mergedInto?: string | null })[];
+  /** The customers that a constraint or trigger of the table rejected. */
+  rejected: Saved["rejected"];
+}
+
+/**
+ * Builds the result of pull-deleted.
+ * @param checked how many customers of the file were compared with Square
+ */
+export function describeDeletions(
+  context: RunContext,
+  checked: number,
+  { deleted, merged, saved, marked, rejected }: DeletionResult,
+  isDryRun: boolean,
+) {
+  const { requests, retries } = context.traffic;
+  // This script also updates rows: of customers that were restored in Square, or that have lost
+  // their name, email address and phone number.
+  const { inserted, updated, linked } = saved;
+  const changes = formatCounts({ inserted, updated, linked, deleted, merged });
+  const prefix = isDryRun ? "dry run: " : "";
+  const suffix = isDryRun && changes !== "" ? "; nothing was saved" : "";
+  const header = ["row", "customer", "is", "merged into"];
+  const table = marked.map(({ localId, id, outcome, mergedInto }) => [
+    localId,
+    id,
+    outcome,
+    mergedInto ?? "",
+  ]);
+  return {
+    summary: `${prefix}${formatNumber(checked, "customer")} checked: ${changes || "nothing was deleted or merged"}${suffix}`,
+    lines: isDryRun && marked.length > 0 ? formatTable(header, table) : [],
+    json: {
+      checked,
+      deleted,
+      merged,
+      inserted,
+      requests,
+      retries,
+      dryRun: isDryRun,
+      rows: marked.map(({ localId, id, outcome, mergedInto }) => ({
+        local_id: convertLocalId(localId),
+        id,
+        outcome,
+        merged_into: mergedInto ?? null,
+      })),
+    },
+    details: [...saved.changes, ...marked].map(formatChange),
+    error: createRejectedError(rejected),
+  };
+}
+
+// ---- Tables ----
+
+/** Formats a table for a person: columns of equal width, separated by two spaces. */
 export function formatTable(
   header: readonly string[],
   rows: readonly (readonly string[])[],
@@ -129,75 +244,4 @@ export function formatTable(
       .join("  ")
       .trimEnd(),
   );
-}
-
-/** The error of the seat belt: too many customers would be marked as deleted. */
-export function refuseToMark(
-  context: RunContext,
-  count: number,
-  total: number,
-  limit: number,
-): SyncError {
-  const command = context.commandFor(context.script, `--max-delete ${count}`);
-  return new SyncError(
-    "failed",
-    `Cannot mark ${count} of ${formatNumber(total, "customer")} as deleted or merged: that is more than ${limit}, so nothing was marked`,
-    `--dry-run to list them; if they are really gone from Square, ${command ?? `--max-delete ${count}`}`,
-  );
-}
-
-interface DeletionResult {
-  deleted: number;
-  merged: number;
-  inserted: number;
-  saved: Saved;
-  marked: readonly {
-    localId: string;
-    id: string;
-    outcome: string;
-    columns: readonly string[];
-    mergedInto?: string | null;
-  }[];
-}
-
-/** Builds the result of pull-deleted. */
-export function describeDeletions(
-  context: RunContext,
-  checked: number,
-  { deleted, merged, inserted, saved, marked }: DeletionResult,
-  isDryRun: boolean,
-) {
-  const { requests, retries } = context.traffic;
-  // A row is updated when its customer was restored, or lost its name, email address and phone number.
-  const { updated, linked } = saved;
-  const changes = formatCounts({ inserted, updated, linked, deleted, merged });
-  const mode = isDryRun ? "dry run: " : "";
-  const table = marked.map(({ localId, id, outcome, mergedInto }) => [
-    localId,
-    id,
-    outcome,
-    mergedInto ?? "",
-  ]);
-  const header = ["row", "customer", "is", "merged into"];
-  return {
-    summary: `${mode}${formatNumber(checked, "customer")} checked: ${changes || "nothing was deleted or merged"}${isDryRun && changes !== "" ? "; nothing was saved" : ""}`,
-    lines: isDryRun && marked.length > 0 ? formatTable(header, table) : [],
-    json: {
-      checked,
-      deleted,
-      merged,
-      inserted,
-      requests,
-      retries,
-      dryRun: isDryRun,
-      rows: marked.map(({ localId, id, outcome, mergedInto }) => ({
-        local_id: Number(localId),
-        id,
-        outcome,
-        merged_into: mergedInto ?? null,
-      })),
-    },
-    details: [...saved.changes, ...marked].map(formatChange),
-    error: describeRejected(saved.rejected),
-  };
 }

@@ -1,78 +1,114 @@
 /**
- * Checks that a file has the tables that the scripts work on. The script that creates the tables runs the
- * same check as all others. So it never reports a file as ready that another script then refuses.
+ * Checks that a file has the tables that the scripts need. All scripts run this check, including
+ * the one that creates the tables. So if that one reports a file as ready, the others can use it.
  */
 import type { Database } from "sql.js";
 import type { RunContext } from "./context.ts";
 import { messageOf, SyncError } from "./errors.ts";
-import { joinWords, listColumns, quoteName, readNumber, readRows } from "./sql.ts";
+import { joinWords } from "./report.ts";
+import { listColumns, quoteName, readNumber, readRows } from "./sql.ts";
 import { is2018Table } from "./upgrade-2018.ts";
 
 /** The `user_version` that schema.sql sets. */
 export const SCHEMA_VERSION = 2;
 
-/** What the mapping defines of the schema, and the name of the file for commands in messages. */
+/** What the scripts expect of a file. */
 export interface ExpectedSchema {
   /** The name of the customers table. */
   table: string;
   /** The columns of the customers table that hold fields of Square. */
   columns: readonly string[];
-  /** The SQLite file, as the user named it. */
+  /** The path of the file, as the user wrote it. It is used only in messages. */
   path: string;
 }
 
 export interface SchemaProblem {
-  /** Completes the sentence `Cannot use "database.db": …`. */
+  /** The end of the message `Cannot use "database.db": …`. */
   problem: string;
-  /** True when the script that creates the tables can repair it. */
+  /** True if the script that creates the tables can repair the file. */
   isRepairable: boolean;
-  /** What a person can do about it when that script cannot. */
+  /** What to do if that script cannot repair the file, or has not repaired it. */
   nextStep: string;
 }
 
 /** What the scripts need of a table. */
 export interface TableRules {
   name: string;
-  /** The columns that the scripts use under exactly these names. */
+  /** The columns that the table must have. */
   columns: readonly string[];
-  /** An existing table that has these columns is a table of this kit. */
+  /** A table without these columns belongs to another program. */
   markers: readonly string[];
-  /** The column that SQLite fills with the number of the row: INTEGER PRIMARY KEY. */
+  /** The column that SQLite fills with the number of the row. It must be the INTEGER PRIMARY KEY. */
   rowNumber: string;
-  /** The columns that have a UNIQUE index each. */
+  /** Each of these columns must have a UNIQUE index. */
   uniqueColumns: readonly string[];
 }
 
-const COUNTS =
-  "fetched inserted updated unchanged linked deleted merged created refused held requests retries";
+const OWN_CUSTOMER_COLUMNS = [
+  "local_id",
+  "id",
+  "version",
+  "source",
+  "synced_at",
+  "idempotency_key",
+  "push_error",
+  "deleted_at",
+  "merged_into",
+];
 
-/** The tables of the kit. */
-export function listTables({ table, columns }: Omit<ExpectedSchema, "path">): TableRules[] {
-  const own =
-    "local_id id version source synced_at idempotency_key push_error deleted_at merged_into";
+const RUN_COLUMNS = [
+  "id",
+  "script",
+  "environment",
+  "started_at",
+  "finished_at",
+  "since",
+  "until",
+  "watermark",
+  "fetched",
+  "inserted",
+  "updated",
+  "unchanged",
+  "linked",
+  "deleted",
+  "merged",
+  "created",
+  "refused",
+  "held",
+  "requests",
+  "retries",
+];
+
+const ACCOUNT_COLUMNS = [
+  "only_row",
+  "environment",
+  "merchant_id",
+  "token_hash",
+  "token_scopes",
+  "token_expires_at",
+  "checked_at",
+];
+
+/** Lists the tables that the scripts need. */
+export function listTables({ table, columns }: ExpectedSchema): TableRules[] {
   return [
     {
       name: table,
-      columns: [...new Set([...own.split(" "), ...columns])],
+      columns: [...new Set([...OWN_CUSTOMER_COLUMNS, ...columns])],
       markers: ["local_id", "id"],
       rowNumber: "local_id",
       uniqueColumns: ["id", "idempotency_key"],
     },
     {
       name: "sync_runs",
-      columns: `id script environment started_at finished_at since until watermark ${COUNTS}`.split(
-        " ",
-      ),
+      columns: RUN_COLUMNS,
       markers: ["script", "watermark"],
       rowNumber: "id",
       uniqueColumns: [],
     },
     {
       name: "square_account",
-      columns:
-        "only_row environment merchant_id token_hash token_scopes token_expires_at checked_at".split(
-          " ",
-        ),
+      columns: ACCOUNT_COLUMNS,
       markers: ["only_row", "environment"],
       rowNumber: "only_row",
       uniqueColumns: [],
@@ -80,7 +116,7 @@ export function listTables({ table, columns }: Omit<ExpectedSchema, "path">): Ta
   ];
 }
 
-/** Finds the first reason why the scripts cannot work on a file. Changes nothing in it. */
+/** Finds the first reason why the scripts cannot use a file. The file stays unchanged. */
 export function findSchemaProblem(
   db: Database,
   expected: ExpectedSchema,
@@ -102,21 +138,19 @@ export function findSchemaProblem(
     };
 
   const tables = listTables(expected);
-  const foreign = tables.map(({ name, markers }) => findForeignTable(db, name, markers));
-  const missing = tables.filter(({ name }) => listColumns(db, name).length === 0);
   return (
-    foreign.find((problem) => problem !== undefined) ??
-    describeMissingTables(missing, expected, tables.length) ??
-    describeOldVersion(db, version, expected.table) ??
+    findForeignTable(db, tables) ??
+    findMissingTables(db, tables, expected.table) ??
+    findOldVersion(db, version, expected.table) ??
     findMissingColumn(db, tables) ??
-    findMissingKey(db, tables) ??
+    findMissingConstraint(db, tables) ??
     findBrokenStatement(db, tables, expected.path)
   );
 }
 
 /**
- * Refuses a file that is not ready.
- * @throws SyncError (usage)
+ * Checks that a file is ready for a script.
+ * @throws SyncError (usage) if it is not
  */
 export function requireReady(
   db: Database,
@@ -133,70 +167,64 @@ export function requireReady(
   throw createSchemaError(path, problem, repair);
 }
 
-/** Builds the error of a problem, with the step that helps the person who ran the script. */
+/** Creates the error for a file that a script cannot use. */
 export function createSchemaError(path: string, problem: string, nextStep: string): SyncError {
   return new SyncError("usage", `Cannot use "${path}": ${problem}`, nextStep);
 }
 
 // A table of another program can have the same name by chance. Its rows must not be sent to Square.
-function findForeignTable(
-  db: Database,
-  name: string,
-  markers: readonly string[],
-): SchemaProblem | undefined {
+function findForeignTable(db: Database, tables: TableRules[]): SchemaProblem | undefined {
   const nextStep = "another file with --db";
-  // The columns of a view or virtual table cannot always be read here, so they come before the columns.
-  const sql = `SELECT iif(type = 'view', 'view', 'virtual table') AS kind FROM sqlite_master
-    WHERE lower(name) = lower(?) AND (type = 'view' OR sql LIKE 'CREATE VIRTUAL%')`;
-  const [other] = readRows(db, sql, [name]);
-  if (other)
-    return {
-      problem: `its ${name} is a ${other.kind}, not a table`,
-      isRepairable: false,
-      nextStep,
-    };
-  const columns = listColumns(db, name);
-  const isOurs = markers.every((marker) => columns.includes(marker)) || is2018Table(columns);
-  if (columns.length === 0 || isOurs) return undefined;
-  const problem = `its table ${name} belongs to another program`;
-  return { problem, isRepairable: false, nextStep };
+  for (const { name, markers } of tables) {
+    // Check for a view or virtual table first, because sql.js cannot read the columns of all of them.
+    const sql = `SELECT iif(type = 'view', 'view', 'virtual table') AS kind FROM sqlite_master
+      WHERE lower(name) = lower(?) AND (type = 'view' OR sql LIKE 'CREATE VIRTUAL%')`;
+    const [other] = readRows(db, sql, [name]);
+    if (other !== undefined) {
+      const problem = `its ${name} is a ${other.kind}, not a table`;
+      return { problem, isRepairable: false, nextStep };
+    }
+    const columns = listColumns(db, name);
+    const isMissing = columns.length === 0;
+    const isOurs = markers.every((marker) => columns.includes(marker)) || is2018Table(columns);
+    if (!isMissing && !isOurs) {
+      const problem = `its table ${name} belongs to another program`;
+      return { problem, isRepairable: false, nextStep };
+    }
+  }
+  return undefined;
 }
 
-function describeMissingTables(
-  missing: TableRules[],
-  { table }: ExpectedSchema,
-  all: number,
+function findMissingTables(
+  db: Database,
+  tables: TableRules[],
+  customersTable: string,
 ): SchemaProblem | undefined {
+  const missing = tables
+    .map(({ name }) => name)
+    .filter((name) => listColumns(db, name).length === 0);
   if (missing.length === 0) return undefined;
-  const names = missing.map(({ name }) => name);
-  const problem =
-    missing.length === all
-      ? "it has no tables of these scripts"
-      : `it has no ${names.length > 1 ? "tables" : "table"} named ${joinWords(names)}`;
-  // If the tables are still missing after schema.sql was run, then schema.sql does not create them.
-  const source = names.includes(table) ? `: lib/mapping.ts expects ${table}` : "";
-  const nextStep = `let lib/schema.sql create ${joinWords(names)}${source}`;
+  const names = joinWords(missing);
+  const noun = missing.length > 1 ? "tables" : "table";
+  let problem = `it has no ${noun} named ${names}`;
+  if (missing.length === tables.length) problem = "it has no tables of these scripts";
+  // This step is printed if the tables are still missing after schema.sql was run, because
+  // schema.sql does not create them.
+  const reason = missing.includes(customersTable)
+    ? `: lib/mapping.ts expects ${customersTable}`
+    : "";
+  const nextStep = `let lib/schema.sql create ${names}${reason}`;
   return { problem, isRepairable: true, nextStep };
 }
 
-function describeOldVersion(
-  db: Database,
-  version: number,
-  table: string,
-): SchemaProblem | undefined {
-  const nextStep = `let lib/schema.sql end with PRAGMA user_version = ${SCHEMA_VERSION};`;
-  const needed = `these scripts need version ${SCHEMA_VERSION}`;
-  if (is2018Table(listColumns(db, table)))
-    return {
-      problem: `its table ${table} is from 2018, and ${needed}`,
-      isRepairable: true,
-      nextStep,
-    };
-  if (version === SCHEMA_VERSION) return undefined;
+function findOldVersion(db: Database, version: number, table: string): SchemaProblem | undefined {
+  const is2018 = is2018Table(listColumns(db, table));
+  if (!is2018 && version === SCHEMA_VERSION) return undefined;
+  const state = is2018 ? `its table ${table} is from 2018` : `its schema has version ${version}`;
   return {
-    problem: `its schema has version ${version}, and ${needed}`,
+    problem: `${state}, and these scripts need version ${SCHEMA_VERSION}`,
     isRepairable: true,
-    nextStep,
+    nextStep: `let lib/schema.sql end with PRAGMA user_version = ${SCHEMA_VERSION};`,
   };
 }
 
@@ -214,47 +242,52 @@ function findMissingColumn(db: Database, tables: TableRules[]): SchemaProblem | 
   return undefined;
 }
 
-function findMissingKey(db: Database, tables: TableRules[]): SchemaProblem | undefined {
+function findMissingConstraint(db: Database, tables: TableRules[]): SchemaProblem | undefined {
   for (const table of tables) {
-    const [key] = listMissingKeys(db, table);
-    if (key === undefined) continue;
-    const rule = key === table.rowNumber ? "INTEGER PRIMARY KEY" : "UNIQUE index";
+    const [column] = listMissingConstraints(db, table);
+    if (column === undefined) continue;
+    const isRowNumber = column === table.rowNumber;
+    const constraint = isRowNumber ? "INTEGER PRIMARY KEY" : "UNIQUE index";
+    const declaration = isRowNumber ? "INTEGER PRIMARY KEY" : "UNIQUE";
     return {
-      problem: `its table ${table.name} has no ${rule} on ${key}`,
+      problem: `its table ${table.name} has no ${constraint} on ${column}`,
       isRepairable: true,
-      nextStep: `declare ${key} in lib/schema.sql as it was: ${rule === "UNIQUE index" ? "UNIQUE" : rule}`,
+      nextStep: `declare ${column} in lib/schema.sql as it was: ${declaration}`,
     };
   }
   return undefined;
 }
 
 /**
- * Lists the columns of a table that have lost their key, for example in a table that was copied with
- * `CREATE TABLE … AS SELECT`, which copies the rows and no keys.
+ * Lists the columns of a table that lack their INTEGER PRIMARY KEY or UNIQUE index. For example, a
+ * table that was copied with `CREATE TABLE … AS SELECT` has the same rows and no constraints.
  */
-export function listMissingKeys(db: Database, table: TableRules): string[] {
+export function listMissingConstraints(db: Database, table: TableRules): string[] {
   const { name, rowNumber, uniqueColumns } = table;
-  // SQLite numbers new rows only in a column that is an INTEGER PRIMARY KEY. For every other kind of primary
-  // key, such as INT PRIMARY KEY, it keeps an index, which the second query finds.
-  const isNumbered =
-    readNumber(db, "SELECT pk = 1 FROM pragma_table_xinfo(?) WHERE lower(name) = ?", [
-      name,
-      rowNumber,
-    ]) === 1 &&
-    readNumber(db, "SELECT count(*) FROM pragma_index_list(?) WHERE origin = 'pk'", [name]) === 0;
   const missing = uniqueColumns.filter((column) => {
-    // Preparing the statement does not run it. SQLite refuses it without a matching UNIQUE index.
+    // SQLite cannot prepare this statement without a UNIQUE index on the column. The statement is
+    // never run.
     const sql = `INSERT INTO ${name} (${column}) VALUES (NULL) ON CONFLICT (${column}) DO NOTHING`;
     return tryPrepare(db, sql)?.includes("ON CONFLICT") === true;
   });
-  return isNumbered ? missing : [rowNumber, ...missing];
+  return isIntegerPrimaryKey(db, name, rowNumber) ? missing : [rowNumber, ...missing];
+}
+
+// SQLite numbers new rows only in an INTEGER PRIMARY KEY. Any other primary key, such as INT
+// PRIMARY KEY, has an index with the origin pk.
+function isIntegerPrimaryKey(db: Database, table: string, column: string): boolean {
+  const keySql = "SELECT pk = 1 FROM pragma_table_xinfo(?) WHERE lower(name) = ?";
+  const isPrimaryKey = readNumber(db, keySql, [table, column]) === 1;
+  const indexSql = "SELECT count(*) FROM pragma_index_list(?) WHERE origin = 'pk'";
+  const hasIndex = readNumber(db, indexSql, [table]) > 0;
+  return isPrimaryKey && !hasIndex;
 }
 
 /**
- * Finds a trigger, index or rule of the user's own that SQLite in this script cannot run, for example because
- * it calls a function that another program defines, or needs FTS5, which sql.js does not have. Without this
- * check the save would fail after customers were created in Square. Preparing a statement compiles all
- * triggers that it can fire, and runs nothing.
+ * Finds a trigger, index or constraint of the user that sql.js cannot run. For example, it calls a
+ * function that another program defines, or needs FTS5, which sql.js does not have. Without this
+ * check, the save would fail after customers were created in Square. Preparing a statement compiles
+ * all triggers that it can fire, and runs nothing.
  */
 function findBrokenStatement(
   db: Database,
@@ -262,12 +295,15 @@ function findBrokenStatement(
   path: string,
 ): SchemaProblem | undefined {
   for (const { name, columns, rowNumber } of tables) {
-    const marks = columns.map(() => "?").join(", ");
-    const written = columns.filter((column) => column !== rowNumber);
+    const placeholders = columns.map(() => "?").join(", ");
+    const assignments = columns
+      .filter((column) => column !== rowNumber)
+      .map((column) => `${column} = ?`)
+      .join(", ");
     const statements = [
       `SELECT ${columns.join(", ")} FROM ${name}`,
-      `INSERT INTO ${name} (${columns.join(", ")}) VALUES (${marks})`,
-      `UPDATE ${name} SET ${written.map((column) => `${column} = ?`).join(", ")} WHERE ${rowNumber} = ?`,
+      `INSERT INTO ${name} (${columns.join(", ")}) VALUES (${placeholders})`,
+      `UPDATE ${name} SET ${assignments} WHERE ${rowNumber} = ?`,
       `DELETE FROM ${name} WHERE ${rowNumber} = ?`,
     ];
     for (const statement of statements) {
@@ -293,7 +329,8 @@ function describeBroken(
       nextStep: `compare its columns and rules with lib/schema.sql: sqlite3 "${path}" ".schema ${table}"`,
     };
   const { type, name } = culprit;
-  const drop = `DROP ${type.toUpperCase()} ${/^\w+$/.test(name) ? name : quoteName(name)}`;
+  const isPlainName = /^\w+$/.test(name);
+  const drop = `DROP ${type.toUpperCase()} ${isPlainName ? name : quoteName(name)}`;
   return {
     problem: `the ${type} ${name} of its table ${table} cannot run in this script: ${reason}`,
     isRepairable: false,
@@ -301,9 +338,9 @@ function describeBroken(
   };
 }
 
-// The reason that SQLite gives does not name the trigger or index. So they are dropped one after the other
-// until the statement can be prepared. The one that was dropped last is broken. A rollback to the savepoint
-// restores all of them.
+// Finds the trigger or index that makes a statement fail, because SQLite's reason does not name it.
+// Drops them one after the other until SQLite can prepare the statement. The last one was the cause.
+// Then restores all of them with a rollback.
 function findCulprit(
   db: Database,
   table: string,
@@ -315,10 +352,11 @@ function findCulprit(
   const candidates = readRows(db, sql, [table]);
   db.run("SAVEPOINT find_culprit");
   try {
-    for (const { type, name } of candidates) {
-      db.run(`DROP ${type} ${quoteName(String(name))}`);
-      if (tryPrepare(db, statement) === undefined)
-        return { type: String(type), name: String(name) };
+    for (const candidate of candidates) {
+      const type = String(candidate.type);
+      const name = String(candidate.name);
+      db.run(`DROP ${type} ${quoteName(name)}`);
+      if (tryPrepare(db, statement) === undefined) return { type, name };
     }
     return undefined;
   } finally {
@@ -326,7 +364,7 @@ function findCulprit(
   }
 }
 
-/** Compiles a statement without running it. Returns the reason why that is not possible. */
+/** Compiles a statement without running it. Returns SQLite's reason if that fails. */
 function tryPrepare(db: Database, sql: string): string | undefined {
   try {
     db.prepare(sql).free();

@@ -1,4 +1,4 @@
-/** Short forms for the SQL of this folder. */
+/** Runs SQL in a database of sql.js. */
 import type { Database, SqlValue } from "sql.js";
 
 /** Runs a query and returns its rows. */
@@ -17,7 +17,7 @@ export function readRows(
   return rows;
 }
 
-/** Runs a query and returns the first value of its first row as a number; 0 when there is none. */
+/** Runs a query and returns the first value of its first row as a number, or 0 without a row. */
 export function readNumber(db: Database, sql: string, values: SqlValue[] = []): number {
   return Number(db.exec(sql, values)[0]?.values[0]?.[0] ?? 0);
 }
@@ -33,31 +33,47 @@ export function isInTransaction(db: Database): boolean {
   return false;
 }
 
+// How many rows were written and then restored by a rollback, for each database.
 const undoneWrites = new WeakMap<Database, number>();
 
-/** Counts the rows that were written and not undone. SQLite's total_changes() also counts undone ones. */
+/**
+ * Counts the rows that were written since the database was opened. SQLite's total_changes() also
+ * counts rows that a rollback restored, so {@linkcode resetWrites} subtracts those.
+ */
 export function countWrites(db: Database): number {
   return readNumber(db, "SELECT total_changes()") - (undoneWrites.get(db) ?? 0);
 }
 
-/** Sets the count of {@linkcode countWrites} back, after all writes since then were undone. */
+/**
+ * Sets the count back after a rollback. Without it, an update that has changed nothing would save
+ * the file.
+ * @param count the result of {@linkcode countWrites} before the writes that were rolled back
+ */
 export function resetWrites(db: Database, count: number): void {
   undoneWrites.set(db, readNumber(db, "SELECT total_changes()") - count);
 }
 
-/** Quotes a name, so that it can be a keyword or contain spaces. */
+/** Quotes a name, which can then be a keyword or contain spaces. */
 export function quoteName(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;
 }
 
-/** The columns of a table in lower case, because SQLite ignores case in names; empty without the table. */
+/**
+ * Lists the columns of a table, or none if the table does not exist. The names are in lower case,
+ * because SQLite ignores case in names.
+ */
 export function listColumns(db: Database, table: string): string[] {
   const sql = "SELECT lower(name) AS name FROM pragma_table_xinfo(?)";
   return readRows(db, sql, [table]).map(({ name }) => String(name));
 }
 
-/** Joins words as in a sentence: `a`, `a and b`, `a, b and c`. */
-export function joinWords(words: readonly string[]): string {
-  const last = words.at(-1) ?? "";
-  return words.length < 2 ? last : `${words.slice(0, -1).join(", ")} and ${last}`;
+/**
+ * Finds a name that no table, view, index or trigger has, by adding underscores.
+ * @param name the name to use if it is free
+ */
+export function findFreeName(db: Database, name: string): string {
+  const sql = "SELECT count(*) FROM sqlite_master WHERE lower(name) = lower(?)";
+  let freeName = name;
+  while (readNumber(db, sql, [freeName]) > 0) freeName += "_";
+  return freeName;
 }

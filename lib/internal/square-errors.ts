@@ -1,4 +1,4 @@
-/** What a reply of Square means, and how its errors are described to a person. */
+/** Finds out what a reply of Square means, and formats its errors for a person. */
 import type { RunContext } from "./context.ts";
 import { messageOf, SyncError } from "./errors.ts";
 
@@ -14,26 +14,33 @@ export interface SquareProblem {
   field?: string;
 }
 
+/**
+ * - `done`: Square executed the request.
+ * - `rate-limited`: send the request again, after a pause of all requests.
+ * - `retry`: send the request again, because the failure can be temporary.
+ * - `rejected`: do not send the request again, because the result would be the same.
+ */
 export type ReplyKind = "done" | "rate-limited" | "retry" | "rejected";
 
 /**
  * Classifies one reply.
  *
- * | Status                | Body                               | Kind         | Was the request executed? |
- * | --------------------- | ---------------------------------- | ------------ | ------------------------- |
- * | 2xx                   | complete, without errors           | done         | yes                       |
- * | 2xx                   | cut off, HTML, empty, other shape  | retry        | unknown                   |
- * | 2xx                   | RATE_LIMIT_ERROR                   | rate-limited | unknown                   |
- * | 2xx                   | API_ERROR                          | retry        | unknown                   |
- * | 2xx                   | other errors                       | rejected     | unknown                   |
- * | 429                   | any                                | rate-limited | no                        |
- * | any other             | RATE_LIMIT_ERROR                   | rate-limited | no                        |
- * | 408, 5xx, no reply    | any                                | retry        | unknown                   |
- * | other 4xx             | API_ERROR                          | retry        | unknown                   |
- * | other 4xx             | any other                          | rejected     | no                        |
+ * | Status                | Body                               | Kind         | Executed? |
+ * | --------------------- | ---------------------------------- | ------------ | --------- |
+ * | 2xx                   | complete, without errors           | done         | yes       |
+ * | 2xx                   | cut off, HTML, empty, other shape  | retry        | unknown   |
+ * | 2xx                   | RATE_LIMIT_ERROR                   | rate-limited | unknown   |
+ * | 2xx                   | API_ERROR                          | retry        | unknown   |
+ * | 2xx                   | other errors                       | rejected     | unknown   |
+ * | 429                   | any                                | rate-limited | no        |
+ * | any other             | RATE_LIMIT_ERROR                   | rate-limited | no        |
+ * | 408, 5xx, no reply    | any                                | retry        | unknown   |
+ * | other 4xx             | API_ERROR                          | retry        | unknown   |
+ * | other 4xx             | any other                          | rejected     | no        |
  *
- * @param status the HTTP status; 0 when no reply came
- * @param isComplete whether the body is what the endpoint promises
+ * @param status the HTTP status, or 0 without a reply
+ * @param isComplete true if the body has everything that the endpoint must return
+ * @returns `isOutcomeKnown` is false for the rows with "unknown" in the last column
  */
 export function classifyReply(
   status: number,
@@ -45,9 +52,9 @@ export function classifyReply(
     return { kind: "rate-limited", isOutcomeKnown: !isSuccessful };
   if (isSuccessful && errors.length === 0 && isComplete)
     return { kind: "done", isOutcomeKnown: true };
-  const isTemporary = status === 0 || status === 408 || status >= 500;
   const isIncomplete = isSuccessful && errors.length === 0;
-  if (isTemporary || isIncomplete || hasCategory(errors, "API_ERROR"))
+  const isTemporary = status === 0 || status === 408 || status >= 500;
+  if (isIncomplete || isTemporary || hasCategory(errors, "API_ERROR"))
     return { kind: "retry", isOutcomeKnown: false };
   return { kind: "rejected", isOutcomeKnown: !isSuccessful };
 }
@@ -57,24 +64,28 @@ export function isSuccess(status: number): boolean {
   return status >= 200 && status < 300;
 }
 
-/** Reads the `errors` of a reply. Whatever stands there counts as an error, also in an unexpected form. */
+/** Reads the `errors` of a reply. An entry of an unexpected form counts as an error too. */
 export function readErrors(body: unknown): SquareProblem[] {
-  const errors = isRecord(body) ? (body.errors ?? []) : [];
-  return [errors].flat().map((error: unknown) => {
-    if (!isRecord(error)) return {};
-    const problem: SquareProblem = {};
-    for (const name of ["category", "code", "detail", "field"] as const)
-      if (typeof error[name] === "string") problem[name] = error[name];
-    return problem;
-  });
+  if (!isRecord(body)) return [];
+  const errors = body.errors ?? [];
+  return Array.isArray(errors) ? errors.map(readError) : [readError(errors)];
+}
+
+function readError(error: unknown): SquareProblem {
+  const problem: SquareProblem = {};
+  if (!isRecord(error)) return problem;
+  for (const name of ["category", "code", "detail", "field"] as const)
+    if (typeof error[name] === "string") problem[name] = error[name];
+  return problem;
 }
 
 export function hasCategory(errors: SquareProblem[], category: string): boolean {
   return errors.some((error) => error.category === category);
 }
 
-// Errors that say nothing about the customers in a request: CONFLICT and REQUEST_TIMEOUT can come from an
-// earlier attempt that still runs, and the others mean a wrong address or version of the API.
+// Codes of INVALID_REQUEST_ERROR that do not concern the content of a request. CONFLICT and
+// REQUEST_TIMEOUT can come from an earlier attempt that has not ended yet. The others mean a wrong
+// address or a wrong version of the API.
 const NOT_ABOUT_CONTENT = [
   "CONFLICT",
   "REQUEST_TIMEOUT",
@@ -89,100 +100,112 @@ const NOT_ABOUT_CONTENT = [
 ];
 
 /**
- * True when the errors prove that Square rejected the content of the request and did not execute it. Errors of
- * another category can come from a failure half way.
+ * True if the errors prove that Square rejected the content of the request and did not execute it.
+ * After an error of another category, Square can have executed a part of the request.
  */
 export function isRejection(errors: SquareProblem[]): boolean {
-  const isAboutRequest = ({ category, code }: SquareProblem) =>
+  const isAboutContent = ({ category, code }: SquareProblem) =>
     category === "INVALID_REQUEST_ERROR" && code !== undefined && !NOT_ABOUT_CONTENT.includes(code);
-  return errors.length > 0 && errors.every(isAboutRequest);
+  return errors.length > 0 && errors.every(isAboutContent);
 }
 
 /**
- * Returns the errors of a call that Square rejected as a whole, or undefined for any other error.
- * @param error what a call of the SDK threw
+ * Returns the errors of a call whose content Square rejected, or undefined for any other failure.
+ * @param error the error that a call of the SDK threw
  */
 export function findRejection(error: unknown): SquareProblem[] | undefined {
   if (!isSquareError(error)) return undefined;
   const errors = readErrors(error.body);
-  // A proxy or firewall on the way rejects a large body with a 413 of its own, without Square's errors.
+  // A proxy or firewall on the way can reject a large body with a 413 that has no `errors`.
   if (error.statusCode === 413 && errors.length === 0)
     return [{ category: "INVALID_REQUEST_ERROR", code: "REQUEST_ENTITY_TOO_LARGE" }];
   return isRejection(errors) ? errors : undefined;
 }
 
-/** Lists codes and fields. The details are left out, because they can quote a customer's data. */
+/**
+ * Lists the codes and fields of errors, for example `INVALID_VALUE (address.country), CONFLICT`. It
+ * omits the details, because they can quote a customer's data.
+ */
 export function formatErrors(errors: SquareProblem[]): string {
-  const words = errors.map(({ code = "UNKNOWN", field }) => `${code}${field ? ` (${field})` : ""}`);
+  const words = errors.map(({ code = "UNKNOWN", field }) => (field ? `${code} (${field})` : code));
   return [...new Set(words)].join(", ");
 }
 
-/** The body of the reply that the strict `fetch` makes up when no complete reply came. */
+/** The body of the reply that the strict `fetch` creates if it received no complete reply. */
 export interface NoReply {
+  /** Why there is no complete reply. */
   no_reply: string;
 }
 
 /**
- * Describes an error that the SDK threw.
+ * Creates the error to report for an error that the SDK threw.
  * @returns undefined for an error that does not come from the SDK
  */
-export function describeSquareError(
-  error: unknown,
-  { square: { environment } }: RunContext,
-): SyncError | undefined {
-  // The SDK does not export its JsonError. It is thrown before a request is sent, when a value has the wrong
-  // type. Its message can contain the value, so only the path is printed.
+export function createSquareError(error: unknown, context: RunContext): SyncError | undefined {
+  // The SDK throws a JsonError before it sends a request, when a value has the wrong type. It does
+  // not export the class. The message can contain the value, so only its path is printed.
   if (error instanceof Error && error.name === "JsonError") {
-    const paths = "errors" in error && Array.isArray(error.errors) ? error.errors : [];
-    const where = paths.map((one) => (isRecord(one) ? [one.path].flat().join(".") : "")).join(", ");
+    const problems = "errors" in error && Array.isArray(error.errors) ? error.errors : [];
+    const paths = problems.map(formatPath).join(", ");
     return new SyncError(
       "failed",
-      `Cannot send this request: the square package does not accept ${where || "a value in it"}`,
+      `Cannot send this request: the square package does not accept ${paths || "a value in it"}`,
       undefined,
       error,
     );
   }
   if (!isSquareError(error)) return undefined;
-  // What the strict fetch throws reaches us as the cause.
+  // The SDK wraps an error that the strict `fetch` threw.
   if (error.cause instanceof SyncError) return error.cause;
-  const { statusCode = 0, body } = error;
+
+  const { environment } = context.square;
+  const { body } = error;
+  const status = error.statusCode ?? 0; // 0 without a reply
   const errors = readErrors(body);
-  const { kind } = classifyReply(statusCode, errors, false);
-  const words = formatErrors(errors) || `status ${statusCode}`;
+  const words = formatErrors(errors) || `status ${status}`;
+  // A call fails only without a complete reply.
+  const isComplete = false;
+  const { kind } = classifyReply(status, errors, isComplete);
+
   if (kind === "rejected" && hasCategory(errors, "AUTHENTICATION_ERROR"))
-    return describeDenial(words, error);
-  const cannotReach = `Cannot reach Square (${environment})`;
+    return createDeniedError(words, error);
   if (kind === "rejected" && errors.length === 0)
     return new SyncError(
       "failed",
-      `${cannotReach}: status ${statusCode} came from a proxy, a firewall or another server, not from Square`,
+      formatCannotReach(
+        context,
+        `status ${status} came from a proxy, a firewall or another server, not from Square`,
+      ),
       "ask whoever runs the network; with SQUARE_BASE_URL or HTTPS_PROXY set, check its address",
       error,
     );
-  if (kind === "rejected")
+  if (kind === "rejected") {
+    const isWrongUrl = environment === "offline" && errors.some(({ code }) => code === "NOT_FOUND");
     return new SyncError(
       "failed",
       `Cannot get an answer from Square (${environment}): ${words}`,
-      errors.some(({ code }) => code === "NOT_FOUND") && environment === "offline"
-        ? "check SQUARE_BASE_URL: only the host, without a path"
-        : undefined,
+      isWrongUrl ? "check SQUARE_BASE_URL: only the host, without a path" : undefined,
       error,
     );
-  const reason = isRecord(body) && typeof body.no_reply === "string" ? body.no_reply : words;
-  const where =
+  }
+
+  let reason = words;
+  if (isRecord(body) && typeof body.no_reply === "string") reason = body.no_reply;
+  else if (status === 0 && errors.length === 0) reason = messageOf(error);
+  const advice =
     environment === "offline"
       ? "does the server of SQUARE_BASE_URL run? (npm run square; http, not https)"
       : "check the network and https://www.issquareup.com";
   return new SyncError(
     "temporary",
-    `${cannotReach}: ${reason === "status 0" ? messageOf(error) : reason}`,
-    `run it again later; ${where}`,
+    formatCannotReach(context, reason),
+    `run it again later; ${advice}`,
     error,
   );
 }
 
-/** The error for a token that Square does not accept, or that lacks a permission. */
-export function describeDenial(words: string, cause?: unknown): SyncError {
+/** Creates the error for a token that Square does not accept, or that lacks a permission. */
+export function createDeniedError(words: string, cause?: unknown): SyncError {
   return new SyncError(
     "denied",
     `Cannot use this token: Square returned ${words}`,
@@ -191,12 +214,24 @@ export function describeDenial(words: string, cause?: unknown): SyncError {
   );
 }
 
-/** A JSON object: not null, not an array. */
+/** Formats the message of an error that happened on the way to Square. */
+export function formatCannotReach({ square }: RunContext, state: string): string {
+  return `Cannot reach Square (${square.environment}): ${state}`;
+}
+
+// Formats the path of a value in a request, such as `customers.key.address.country`.
+function formatPath(problem: unknown): string {
+  if (!isRecord(problem)) return "";
+  return Array.isArray(problem.path) ? problem.path.join(".") : String(problem.path ?? "");
+}
+
+/** True for a JSON object. Null and arrays are not JSON objects. */
 export function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-// Tested by its form: importing the class would load the SDK, also for a script that sends nothing.
+// Recognizes a SquareError by its properties. Importing the class would load the SDK, also in a
+// script that sends nothing.
 function isSquareError(error: unknown): error is Error & { statusCode?: number; body?: unknown } {
   return error instanceof Error && "errors" in error && "rawResponse" in error;
 }

@@ -1,82 +1,92 @@
 /**
- * Commands for the `Try:` line of an error. They work from the folder in which the user stands, with the
- * runtime in use, and name only files that exist. So they also fit a copy of one script in another project.
+ * Builds commands for the `Try:` line of an error. Each command works as it is printed: in the
+ * current working directory, with the runtime in use, and with files that exist. That matters when
+ * a user has copied a single script to another project.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, extname, join, relative } from "node:path";
+import { isRecord } from "./square-errors.ts";
 
 export const IS_DENO = "Deno" in globalThis;
 export const IS_BUN = "bun" in process.versions;
 
 /**
- * Returns the command that runs another script of the kit, for example `npm run init-db` in the project
- * folder and `npx tsx ../kit/scripts/init-db.ts` in another folder.
+ * Builds the command that runs another script, for example `npm run init-db` in the project folder,
+ * and `npx tsx ../kit/scripts/init-db.ts` in another folder.
  * @param args options for the script, already quoted where needed
- * @returns undefined when no such file exists next to the running script
+ * @returns undefined if the other script does not exist next to the running one
  */
-export function commandFor(script: string, args = ""): string | undefined {
+export function buildCommand(script: string, args = ""): string | undefined {
   const runningFile = process.argv[1];
   if (runningFile === undefined) return undefined;
   const file = join(dirname(runningFile), script + extname(runningFile));
   if (!existsSync(file)) return undefined;
 
-  const path = relative(process.cwd(), file).replaceAll("\\", "/");
+  const path = formatRelativePath(file);
   const packageCommand = findPackageCommand(script, path, args);
-  if (packageCommand !== undefined) return packageCommand;
-  return appendArgs(`${findRunner(file)} ${quoteArgument(path)}`, args);
+  return packageCommand ?? appendArgs(`${findRunner(file)} ${quoteArgument(path)}`, args);
 }
 
 /**
- * Returns `npm run <name>` when package.json in the working directory has a script of this name that runs
- * this file, and the file exists.
+ * Finds the command of package.json that runs a file, for example `npm run demo`.
+ * @param name the name of the command in package.json
+ * @param path the file, relative to the current working directory
+ * @returns undefined if the file does not exist, or if the package.json of the current working
+ *   directory has no such command
  */
 export function findPackageCommand(name: string, path: string, args = ""): string | undefined {
-  // Bun would start npm's `tsx`, and with it Node, which may not be installed.
+  // `bun run` would start the command of package.json with Node, which may not be installed.
   if (IS_BUN || !existsSync(path) || !readPackageScript(name).includes(path)) return undefined;
   if (IS_DENO) return appendArgs(`deno task ${name}`, args);
   return appendArgs(`npm run ${name}`, args && `-- ${args}`);
 }
 
-/** Puts quotes around an argument that a shell would divide or expand. */
+/** Puts quotes around an argument that a shell would split or expand. */
 export function quoteArgument(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `"${text.replace(/["$`\\]/g, "\\$&")}"`;
 }
 
+/** Returns the command that runs a TypeScript file with the runtime in use. */
 function findRunner(file: string): string {
   if (IS_DENO) return "deno run -A";
   if (IS_BUN) return "bun";
   // Newer versions of Node run TypeScript without tsx.
   const usesTsx = [...process.execArgv, process.env.NODE_OPTIONS].join(" ").includes("tsx");
-  return usesTsx ? findNpx(file) : "node";
+  return usesTsx ? findTsx(file) : "node";
 }
 
-// npx finds tsx in node_modules of the working directory and of the folders above it. From anywhere else it would
-// download tsx, or fail without a network. So it is told where the script's own node_modules are.
-function findNpx(file: string): string {
+/**
+ * Returns `npx tsx`, with --prefix where npx needs it. npx looks for tsx in node_modules of the
+ * current working directory and of the folders above it. If it finds none, it downloads tsx, or
+ * fails without a network. So outside the project of the script, --prefix names the folder that has
+ * tsx.
+ */
+function findTsx(file: string): string {
   for (let folder = dirname(file); folder !== dirname(folder); folder = dirname(folder)) {
     if (!existsSync(join(folder, "node_modules", "tsx"))) continue;
-    const isInside = !relative(folder, process.cwd()).startsWith("..");
-    const prefix = relative(process.cwd(), folder).replaceAll("\\", "/");
-    return isInside ? "npx tsx" : `npx --prefix ${quoteArgument(prefix)} tsx`;
+    const isInFolder = !relative(folder, process.cwd()).startsWith("..");
+    return isInFolder ? "npx tsx" : `npx --prefix ${quoteArgument(formatRelativePath(folder))} tsx`;
   }
   return "npx tsx";
 }
 
+/** Reads a command of package.json. Returns an empty text if there is none. */
 function readPackageScript(name: string): string {
   try {
     const manifest: unknown = JSON.parse(readFileSync("package.json", "utf8"));
-    const scripts = readProperty(manifest, "scripts");
-    const command = readProperty(scripts, name);
+    const scripts = isRecord(manifest) ? manifest.scripts : undefined;
+    const command = isRecord(scripts) ? scripts[name] : undefined;
     return typeof command === "string" ? command : "";
   } catch {
-    // No package.json here, or Deno may not read it. The caller then names the file itself.
+    // package.json does not exist, is invalid, or Deno has no permission to read it. The suggested
+    // command then names the file instead.
     return "";
   }
 }
 
-function readProperty(value: unknown, name: string): unknown {
-  if (typeof value !== "object" || value === null) return undefined;
-  return Object.getOwnPropertyDescriptor(value, name)?.value;
+/** Formats a path relative to the current working directory, with `/` on Windows too. */
+function formatRelativePath(path: string): string {
+  return relative(process.cwd(), path).replaceAll("\\", "/");
 }
 
 function appendArgs(command: string, args: string): string {
