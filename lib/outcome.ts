@@ -252,7 +252,7 @@ export function listErrorsOf(row: PushRow, errors: SquareProblem[]): SquareProbl
 }
 
 /**
- * Returns the column that an error is about. If there is none, returns the field as Square names
+ * Returns the column that an error is about. Without such a column, returns the field as Square names
  * it.
  */
 function nameField(row: PushRow, { field = "" }: SquareProblem): string {

@@ -255,7 +255,7 @@ function trySave(db: Database, row: PushRow): string | undefined {
   const example = buildRow({
     ...row.customer,
     referenceId: chooseReferenceId(row),
-    id: "ABCDEFGHIJKLMNOPQRSTUVWXYZ", // It has the form of Square's ids.
+    id: "ABCDEFGHIJKLMNOPQRSTUVWXYZ", // It looks like an id that Square gives.
     createdAt: now,
     updatedAt: now,
     creationSource: "THIRD_PARTY",

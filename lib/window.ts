@@ -1,4 +1,4 @@
-/** Time windows: which part of Square's history a run reads, and where the next run continues. */
+/** Time windows: which window a run reads, and where the next run continues. */
 import { SyncError } from "./internal/errors.ts";
 import { formatTime, parseTime } from "./internal/time.ts";
 

@@ -255,7 +255,7 @@ function normalizeBirthday(raw: string): Normalized {
   return reject(expected, text, STRANGE);
 }
 
-// A country of Square's list, in upper case. A single unknown code would make the `square` package
+// A country that Square's list has, in upper case. A single unknown code would make the `square` package
 // reject a whole call of 100 rows.
 function normalizeCountry(raw: string): Normalized {
   const text = removeInvisible(raw);

@@ -70,7 +70,7 @@ function findTsx(file: string): string {
   return "npx tsx";
 }
 
-/** Reads a command of package.json. Returns an empty text if there is none. */
+/** Reads a command of package.json. Returns an empty text if it does not exist. */
 function readPackageScript(name: string): string {
   try {
     const manifest: unknown = JSON.parse(readFileSync("package.json", "utf8"));
