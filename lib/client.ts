@@ -1,7 +1,8 @@
 /**
  * Creates the client of the `square` package. The scripts call its methods themselves, for example
- * `square.customers.search(…)`. This file adds what the package does not do: a safer `fetch`, and a
- * check of whose token it is.
+ * `square.customers.search(…)`. This file adds what the package does not do: a `fetch` that limits
+ * the rate and accepts only complete replies, and a check that the token belongs to the seller of
+ * the file.
  */
 import type { SquareClient } from "square";
 import type { DatabaseFile } from "./database.ts";

@@ -152,6 +152,8 @@ function saveCustomer(
   }
   const localId = String(stored.local_id);
   if (stored.id === null) {
+    // A link always sets id and synced_at, so they are not listed. The version of an unpushed row
+    // means nothing, so compare as if it had none.
     const columns = listChanges({ ...stored, id, synced_at: savedAt, version: null }, customer);
     statements.update([...values, note, localId]);
     return { localId, id, outcome: "linked", columns };
@@ -171,7 +173,8 @@ function prepareStatements(db: Database) {
   const insert = db.prepare(INSERT);
   const selectLastLocalId = db.prepare("SELECT CAST(last_insert_rowid() AS TEXT)");
   const update = db.prepare(UPDATE);
-  // The first pull fills an empty table. Looking for each of its customers would only take time.
+  // If the table has no customers yet, skip the search for each id. This stays right during the
+  // save, because each id occurs only once in it.
   const hasCustomers =
     readRows(db, `SELECT 1 FROM ${TABLE} WHERE id IS NOT NULL LIMIT 1`).length > 0;
 
@@ -312,7 +315,7 @@ export function readUnpushedReferences(db: Database): Map<string, string> {
   }
   for (const reference of shared) localIds.delete(reference);
 
-  // The pushed rows can be a large directory, so they are read one at a time.
+  // There can be very many pushed rows, so read them one at a time.
   const pushed = db.prepare(
     `SELECT ${REFERENCE_ID} FROM ${TABLE}
      WHERE id IS NOT NULL AND ${NOT_DELETED} AND ${REFERENCE_ID} IS NOT NULL`,
@@ -421,11 +424,12 @@ function followMerge(db: Database, id: string, mergedInto: string, hasOptOut: bo
 
 /**
  * Lists the rows with their own id. They look as if they had been pushed, but Square does not have
- * them. A row with an idempotency key and an error is not listed: its id came from a push, and a
- * constraint or trigger of the table rejected the other values.
+ * them. A push first gives a row its id, and then saves the other values. If the table rejects
+ * these, the row has an id and no synced_at, but also an idempotency key and a push_error. Such a
+ * row is not listed.
  */
 export function listRowsWithOwnId(db: Database): string[] {
-  // Without the table's name, ORDER BY would sort by the text in the SELECT, and put 10 before 9.
+  // The name local_id alone is the text from CAST, which sorts 10 before 9.
   const rows = readRows(
     db,
     `SELECT CAST(local_id AS TEXT) AS local_id FROM ${TABLE}

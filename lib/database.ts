@@ -44,8 +44,8 @@ export interface DatabaseFile {
 // How often an update runs its step while another program keeps changing the file.
 const MAX_ATTEMPTS = 20;
 
-// SQLite increases schema_version with each change of a table, and schema.sql can increase
-// user_version. No step decreases one of them, so an equal sum means that both are unchanged.
+// countWrites counts changed rows. To notice changed tables too, countChanges adds these two version
+// numbers. Both only increase, so an equal sum means that nothing has changed.
 const VERSIONS = `SELECT schema_version + user_version
   FROM pragma_schema_version, pragma_user_version`;
 
@@ -94,6 +94,9 @@ export async function openDatabase(
     if (square.environment !== "") {
       // A new file has no tables yet, so it has no account either.
       const stored = mayCreate && isEmpty(db) ? undefined : readAccount(db, shownPath);
+      // When the file is opened, no account is known yet, so only the environment is compared. Later,
+      // this is the seller of the token. A file that another program has put in the place of the
+      // first one must belong to the same seller.
       const merchantId = database.account?.merchantId ?? null;
       requireSameAccount(shownPath, stored, { environment: square.environment, merchantId });
       database.account ??= stored;

@@ -41,6 +41,7 @@ interface PulledField {
   square: SquareField;
   /** How the value is stored; by default as text. */
   storedAs?: "time" | "integer" | "ids" | "boolean";
+  // Only a SentField has these. They are declared so that code can read them on any Field.
   sent?: never;
   kind?: never;
   maxLength?: never;
@@ -127,7 +128,7 @@ export interface CustomerRow {
 /** A row that was read from the table. */
 export type LocalRow = Record<string, SqlValue>;
 
-// The fields by each name under which they can arrive.
+// Finds the field for a property name in a reply. A field can have up to three; see listNames.
 const FIELD_BY_NAME = new Map<string, Field>();
 for (const field of FIELDS) for (const name of listNames(field)) FIELD_BY_NAME.set(name, field);
 
@@ -169,10 +170,10 @@ function copyFields(source: object, prefix: string, row: CustomerRow): void {
 }
 
 /**
- * Lists the names under which a field can arrive: for example `taxIds.euVat`, `tax_ids.eu_vat` and
- * `taxIds.eu_vat`. The SDK renames the fields of Square's JSON, which are in snake_case, to
- * camelCase. But a field whose value has an unexpected type keeps its name, and so do the fields
- * inside of it.
+ * Lists the names under which a field can arrive. Normally, the SDK renames all parts of
+ * `tax_ids.eu_vat` to camelCase: `taxIds.euVat`. If the value of tax_ids has an unexpected type, it
+ * renames nothing. If only the value of eu_vat has one, it renames only the outer part:
+ * `taxIds.eu_vat`.
  */
 function listNames({ square }: Field): string[] {
   return [square, formatSnakeCase(square), square.replace(/[^.]+$/, formatSnakeCase)];
@@ -221,8 +222,8 @@ function normalizeTime(value: unknown): string {
 // U+FFFD.
 function formatText(value: unknown): string {
   const text = typeof value === "object" ? formatJson(value) : String(value);
-  // Most texts have no such character. This test is faster than the replacement, although it also
-  // finds complete pairs, which stay as they are.
+  // A fast first test, because most texts have no such character. It also matches complete pairs,
+  // for example an emoji. The replacement keeps these: with the flag u, \p{Cs} matches only halves.
   return /[\0\uD800-\uDFFF]/.test(text) ? text.replace(/\0|\p{Cs}/gu, "\uFFFD") : text;
 }
 
@@ -300,7 +301,8 @@ export function buildCustomer(
     filled.add(square);
     setField(customer, square, text);
   }
-  // If there are other problems, an identifying field can be there and be invalid.
+  // Check this only without other problems. Otherwise the row can have an identifying field that is
+  // invalid, and "is needed" would mislead.
   if (problems.length === 0 && !IDENTIFYING_FIELDS.some((field) => filled.has(field)))
     problems.push(`one of ${IDENTIFYING_FIELDS.map(columnOf).join(", ")} is needed`);
   return { customer, problems };

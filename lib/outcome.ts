@@ -35,8 +35,12 @@ export interface Success {
 // ---- Rows that exist in Square ----
 
 /**
- * Saves the customers that rows have become in Square. A constraint or trigger of the table that
- * rejects one row does not stop the others.
+ * Saves Square's customers in the rows that they were created from. A constraint or trigger of the
+ * table that rejects one row does not stop the others.
+ *
+ * For each row: remove the copy that a pull has inserted, give the row the id of the customer, and
+ * keep your own columns of the removed copy. After that, saveCustomers finds the rows by their ids
+ * and saves the other values.
  */
 export function saveSuccesses(db: Database, successes: readonly Success[]): void {
   const latest = new Map<string, CustomerRow>();
@@ -60,8 +64,9 @@ export function saveSuccesses(db: Database, successes: readonly Success[]): void
       linkRow(db, row, stored, id, latest.get(id)?.version ?? null);
       if (pulled !== undefined) keepOwnColumns(db, pulled, id);
       rowsById.set(id, row);
-      // A row in doubt can have been created by an earlier attempt, with the values of that time.
-      // So compare it with the customer that Square returned, and not with what was sent last.
+      // Was the row edited after it was sent? Compare it with the data that was sent. For a row in
+      // doubt this is not known, because an earlier attempt can have created the customer. So
+      // compare that row with the customer that Square returned.
       const isSentLast = outcome === "created" && !row.inDoubt;
       const known = buildRow(isSentLast ? row.customer : customer);
       const edited = listEditedColumns(stored, known);
@@ -71,7 +76,8 @@ export function saveSuccesses(db: Database, successes: readonly Success[]): void
     } catch (error) {
       requireOpenTransaction(db, id, error);
       db.run("ROLLBACK TO link; RELEASE link");
-      // If another row was linked to the same customer, the customer must still be saved for it.
+      // This row was not linked, so saving its customer would insert a second row. But if another
+      // row was linked to the same customer, save it.
       if (!rowsById.has(id)) latest.delete(id);
       holdUnsaved(db, row, id, messageOf(error));
     }
@@ -97,8 +103,8 @@ function markDone(
 }
 
 /**
- * Puts a row on hold that exists in Square and that the table does not accept. It has its id or
- * still has its idempotency key, so no later run creates it again.
+ * Puts a row on hold that exists in Square, but that the table does not accept. The row keeps its
+ * idempotency key, and its id if that could be saved. With either, no later run creates it again.
  */
 function holdUnsaved(db: Database, row: PushRow, id: string, problem: string): void {
   hold(
@@ -133,8 +139,8 @@ function removePulledRow(db: Database, id: string): CustomerRow | undefined {
   return { ...pulled, id, version };
 }
 
-// The columns of the table that are neither Square's nor yours.
-const KIT_COLUMNS = [
+// The columns that the scripts use and that hold no field of Square.
+const SCRIPT_COLUMNS = [
   "local_id",
   "source",
   "synced_at",
@@ -153,7 +159,7 @@ function keepOwnColumns(db: Database, removed: LocalRow, id: string): void {
   for (const { name, dflt_value: defaultValue } of columns) {
     const column = String(name);
     const value = removed[column] ?? null;
-    if (value === null || COLUMNS.includes(column) || KIT_COLUMNS.includes(column)) continue;
+    if (value === null || COLUMNS.includes(column) || SCRIPT_COLUMNS.includes(column)) continue;
     const quoted = quoteName(column);
     db.run(
       `UPDATE ${TABLE} SET ${quoted} = ?

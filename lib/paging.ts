@@ -80,9 +80,9 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
 
     const customers = response.customers ?? [];
     for (const { id } of customers) ids.add(id);
-    // Square counts again for each page. If a customer was deleted during the search, the count
-    // gets smaller, but `ids` can contain that customer. Use the largest count: with a smaller one,
-    // the deleted customer would take the place of a customer that is missing.
+    // Square counts again for each page. Example: it counts 10 and returns A. Then A is deleted, so
+    // it counts 9. If it then omits B, `ids` has 9 entries, A among them, and 9 - 9 would hide that
+    // B is missing. So use the largest count.
     count = Math.max(count, Number(response.count ?? 0));
     yield { customers, count, missingCount: Math.max(count - ids.size, 0) };
 

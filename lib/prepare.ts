@@ -132,6 +132,8 @@ function createPushRow(stored: LocalRow): PushRow {
     idempotencyKey: storedKey || crypto.randomUUID(),
     customer: {}, // checkRow builds it.
     contacts: findContacts(stored),
+    // Whether the row was sent is not stored. If the script was killed between storing the key and
+    // the request, it was not. So every row with a key counts as sent.
     inDoubt: storedKey !== "",
     references: [],
     hadError: stored.push_error !== null,
@@ -182,8 +184,9 @@ function checkRow(
   }
 
   const candidate = { localId: row.localId, id: null, ...findContacts(stored) };
-  // If a row in doubt was created in Square, a pull can have saved the new customer as a second
-  // row. That row has the reference_id that was sent. It is not a duplicate, but the row itself.
+  // A pull usually links the customer of a row in doubt. If it could not, for example because two
+  // rows shared the reference_id at that time, it has inserted the customer as a second row. That
+  // row is not a duplicate but the same customer, so ignore a match with its reference_id.
   const options = row.inDoubt ? { ignoredReference: chooseReferenceId(row) } : {};
   const match = duplicates?.find(candidate, options);
   if (match !== undefined) {
@@ -221,6 +224,7 @@ export function parseOptOut(stored: LocalRow): boolean | undefined {
 
 /** Indexes the rows that a selected row can be a duplicate of. */
 function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
+  // To save memory, the index keeps only the values that a selected row has.
   const index = createDuplicateIndex(selected.map(findContacts));
   const columns = [columnOf("emailAddress"), columnOf("phoneNumber"), columnOf("referenceId")];
   // Customers of Square, and rows that were sent. checkRow adds the rows that will be sent. Deleted
@@ -229,7 +233,7 @@ function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
     `SELECT CAST(local_id AS TEXT) AS local_id, id, ${columns.join(", ")} FROM ${TABLE}
      WHERE ${NOT_DELETED} AND (id IS NOT NULL OR idempotency_key IS NOT NULL)`,
   );
-  // This can be a large directory, so it is read one row at a time.
+  // There can be very many rows, so read them one at a time.
   while (statement.step()) {
     const row = statement.getAsObject();
     const id = row.id === null ? null : String(row.id);
@@ -313,8 +317,8 @@ export function checkAgain(db: Database, rows: readonly PushRow[], selection: Se
   const duplicates = needsIndex ? indexDuplicates(db, changed) : undefined;
   for (const { row, stored, isChanged } of current) {
     checkRow(db, row, stored, isChanged ? duplicates : undefined, selection);
-    // storeKeys has given each row a reference_id. If another program has removed it since, send
-    // the same one, so that the row can be looked up.
+    // Always send a reference_id, so that the row can be looked up. storeKeys has stored one, but
+    // another program can have removed it since.
     row.customer.referenceId = chooseReferenceId(row);
   }
 
@@ -353,6 +357,8 @@ export function readUnpushedRow(db: Database, { idempotencyKey }: PushRow): Loca
  * @throws SyncError (failed) when the table does not keep a key
  */
 export function storeKeys(db: Database, rows: readonly PushRow[]): void {
+  // All reasons come before the first key. If a trigger with ROLLBACK ends the transaction while a
+  // reason is written, no key is lost.
   for (const row of rows)
     if (row.outcome !== "ready")
       writeReason(db, `UPDATE ${TABLE} SET push_error = ? WHERE local_id = ?`, [

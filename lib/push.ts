@@ -1,7 +1,7 @@
 /**
  * Creates unpushed rows in Square. Before this, prepare.ts has selected and checked the rows, and
- * has stored their idempotency keys. Rows in doubt are looked up first. The others are sent, and
- * their ids are saved after each reply.
+ * has stored their idempotency keys. Rows in doubt are looked up first. Then all rows that were not
+ * found are sent, and their ids are saved after each reply.
  */
 import type { Square, SquareClient } from "square";
 import type { DatabaseFile } from "./database.ts";
@@ -14,6 +14,7 @@ import {
   formatErrors,
   hasCategory,
   readErrors,
+  type SquareProblem,
 } from "./internal/square-errors.ts";
 import type { NewCustomer } from "./mapping.ts";
 import { listErrorsOf, type Success, saveErrors, saveSuccesses } from "./outcome.ts";
@@ -107,22 +108,10 @@ export async function createCustomers(
       await postpone(database, context, ready, error);
       throw error;
     }
-    const named = ready.filter((row) => listErrorsOf(row, errors).length > 0);
-    if (named.length > 0) {
-      await database.update((db) => {
-        for (const row of named) saveErrors(db, row, listErrorsOf(row, errors));
-      });
-      // The rows that were named are not `ready` anymore, so this sends the others.
-      await createCustomers(square, database, context, ready, options);
-    } else if (ready.length === 1) {
-      await database.update((db) => {
-        for (const row of ready) saveErrors(db, row, errors);
-      });
-    } else {
-      const middle = Math.floor(ready.length / 2);
-      await createCustomers(square, database, context, ready.slice(0, middle), options);
-      await createCustomers(square, database, context, ready.slice(middle), options);
-    }
+    // Square has rejected the whole call. Reject the rows that are to blame, and send the others.
+    const resend = (others: readonly PushRow[]) =>
+      createCustomers(square, database, context, others, options);
+    await handleRejection(database, ready, errors, resend);
     return;
   }
 
@@ -143,6 +132,34 @@ export async function createCustomers(
     throw createDeniedError(formatErrors(allErrors));
 }
 
+/**
+ * Handles a call that Square has rejected as a whole. There are three cases: the errors name rows,
+ * so reject these and send the others; only one row was sent, so reject it; otherwise send each half
+ * alone, to find out which row is to blame.
+ */
+async function handleRejection(
+  database: DatabaseFile,
+  rows: readonly PushRow[],
+  errors: SquareProblem[],
+  resend: (rows: readonly PushRow[]) => Promise<void>,
+): Promise<void> {
+  const named = rows.filter((row) => listErrorsOf(row, errors).length > 0);
+  if (named.length > 0) {
+    await database.update((db) => {
+      for (const row of named) saveErrors(db, row, listErrorsOf(row, errors));
+    });
+    await resend(rows.filter((row) => !named.includes(row)));
+  } else if (rows.length === 1) {
+    await database.update((db) => {
+      for (const row of rows) saveErrors(db, row, errors);
+    });
+  } else {
+    const middle = Math.floor(rows.length / 2);
+    await resend(rows.slice(0, middle));
+    await resend(rows.slice(middle));
+  }
+}
+
 /** Sends rows to Square. Returns the response for each idempotency key. */
 async function sendRows(
   square: SquareClient,
@@ -157,8 +174,9 @@ async function sendRows(
     for (const row of rows) responses[row.idempotencyKey] = await createOne(square, row);
     return responses;
   } finally {
-    // The client retries a request without a reply. The attempt without a reply may have created
-    // the customers, whatever the last attempt returned.
+    // unknownOutcomes counts the attempts without a reply. The client retries them itself, so they
+    // only show in this counter. Such an attempt may have created the customers, whatever the last
+    // attempt returned, so the rows are in doubt.
     if (context.traffic.unknownOutcomes > before) for (const row of rows) row.inDoubt = true;
   }
 }

@@ -26,9 +26,9 @@ import { buildTimeRange } from "./window.ts";
 // BulkRetrieveCustomers accepts at most this many ids in one request.
 const MAX_IDS = 100;
 
-// A small slice is read instead of divided if reading takes fewer requests: one for each page, and
-// not about three for each difference. A large slice is always divided, because the differences are
-// often next to each other, for example after a wrong import was deleted.
+// Reading a slice takes one request for each page. Dividing it takes about three requests for each
+// difference. A small slice is read if that takes fewer requests. A large slice is always divided,
+// because the differences are often next to each other, for example after a wrong import was deleted.
 const SMALL_SLICE_PAGES = 8;
 const REQUESTS_PER_DIFFERENCE = 3;
 
@@ -89,6 +89,7 @@ export async function compareWithSquare(
   const { createdBefore, concurrency, filter = {} } = options;
   const liveIds = new Set(customers.map(({ id }) => id));
   const { searchable, unsearchableIds } = classifyCustomers(customers, createdBefore);
+  // Search never returns these customers, so each run looks them up by id.
   const missingInSearch = [...unsearchableIds];
   const missingInFile = new Set<string>();
 
@@ -160,8 +161,9 @@ export async function compareWithSquare(
     return isDone ? [countedNewer] : [{ ...older, count }, countedNewer];
   }
 
-  // Process all slices of one level before those of the next: all halves, then all quarters. So no
-  // more than `concurrency` slices are read at the same time, and no cursor waits until it expires.
+  // Process all halves, then all quarters, and so on, each level from one queue. If each slice
+  // started its own halves, the number of requests at the same time would double with each level,
+  // and cursors would expire while they wait.
   const { count, isDone } = await countOrCompare(whole);
   let slices: CountedSlice[] = isDone ? [] : [{ ...whole, count }];
   while (slices.length > 0) {
@@ -241,8 +243,8 @@ function classifyCustomers(customers: LiveCustomer[], createdBefore: number) {
   const unsearchableIds: string[] = [];
   for (const { id, createdAt, isSearchable } of customers) {
     const time = Date.parse(createdAt);
-    // Another program has written a time before 1970, because Square is younger than that. NaN, for
-    // text that is not a time, is not larger than 0 either.
+    // False for a text that is not a time (NaN), and for a time before 1970, which cannot come from
+    // Square.
     const isDated = time > 0;
     if (isDated && isSearchable) searchable.push({ id, createdAt: time });
     else if (!isDated || time < createdBefore) unsearchableIds.push(id);
@@ -264,10 +266,10 @@ function divideSlice({ startAt, endAt, customers }: Slice) {
       const lastOlder = customers[index - 1]?.createdAt;
       const firstNewer = customers[index]?.createdAt;
       if (lastOlder === undefined || firstNewer === undefined) continue;
-      // The newer slice starts at `cut`, and the older one ends a millisecond later. So they
-      // overlap: whether or not Square includes the ends of a range, a customer that the file does
-      // not have is in at least one of them. No customer of the file may be in both. So the two
-      // times must lie between two customers, which needs a gap of 3 ms.
+      // Example: two customers of the file were created at 0 and 3 ms. The older slice ends at 2,
+      // and the newer one starts at 1. They overlap, so that a customer that only Square has is in at
+      // least one of them, whether or not Square includes the ends of a range. 1 and 2 lie between 0
+      // and 3, so no customer of the file is in both. This needs a gap of at least 3 ms.
       if (firstNewer - lastOlder < 3) continue;
       const cut = lastOlder + Math.floor((firstNewer - lastOlder) / 2);
       return {

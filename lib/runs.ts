@@ -105,9 +105,10 @@ export function requireCompletePull(db: Database, context: RunContext, pull: str
     );
 }
 
-// A run that read everything has moved the watermark to its own start. A run with an --until in the
-// past has moved it to that time, and a run such as --since 5m has kept the one that it found, so
-// neither has read all customers. Square's clock can be a little behind ours, hence the tolerance.
+// A run has read everything if it has moved the watermark to its own start. Two kinds of runs have
+// not: with an --until in the past, the watermark is that time; with a late start such as --since
+// 5m, it is the watermark of an earlier run. Square's clock can be behind ours, so a watermark up to
+// an hour before the start counts too.
 function isCompleteRun({ watermark, started_at, until }: Record<string, SqlValue>): boolean {
   if (!isTime(watermark) || !isTime(started_at)) return false;
   const isWholeRun = Date.parse(watermark) > Date.parse(started_at) - HOUR_MS;

@@ -40,8 +40,8 @@ CREATE TABLE IF NOT EXISTS customers (
   source TEXT,                            -- your label for where an unpushed row came from
   synced_at TEXT,                         -- when the row was last saved from a reply of Square
   idempotency_key TEXT UNIQUE,            -- stored before the row is first sent to Square
-  -- Why the last push rejected the row or put it on hold. After push-new --allow-subscribe, it is a
-  -- note that the customer is unsubscribed only in this file.
+  -- Why the last push rejected the row or put it on hold. For a row that --allow-subscribe has
+  -- created: a note that email_unsubscribed is 1 here, while Square has the customer as subscribed.
   push_error TEXT,
   deleted_at TEXT,                        -- when it was found deleted in Square; NULL = it exists
   merged_into TEXT                        -- id of the customer that it was merged into in Square
@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS customers (
 CREATE TABLE IF NOT EXISTS sync_runs (
   id INTEGER PRIMARY KEY,
   script TEXT NOT NULL,
-  environment TEXT NOT NULL,              -- sandbox, production, or offline for SQUARE_BASE_URL
+  environment TEXT NOT NULL,              -- sandbox, production, or offline (SQUARE_BASE_URL is set)
   started_at TEXT NOT NULL,
   finished_at TEXT NOT NULL,
   since TEXT,                             -- start of the time window; NULL = everything

@@ -67,10 +67,10 @@ export function nextWatermark(
 
   const started = formatTime(startedAt);
   const end = window.until !== null && window.until < started ? window.until : started;
-  // With --until, the window can end before the old watermark. Moving the watermark back would only
-  // make the next run read more. But a watermark in the future, from a wrong clock, is replaced.
-  const isOldOneLater = watermark !== null && watermark > end && watermark <= started;
-  return isOldOneLater ? watermark : end;
+  // With --until, the window can end before the old watermark. Keep the old watermark then, because
+  // everything up to it has been read. Do not keep one in the future: a wrong clock has saved it.
+  const keepsOldWatermark = watermark !== null && watermark > end && watermark <= started;
+  return keepsOldWatermark ? watermark : end;
 }
 
 /**

@@ -5,7 +5,7 @@
  * Steps:
  *   1. Open the file, or start with an empty one.
  *   2. Run lib/schema.sql, which creates the tables that do not exist yet.
- *   3. Add the columns and keys that an older file does not have. All of its rows are kept.
+ *   3. Add the columns and constraints that an older file does not have. All rows are kept.
  *   4. Check that the other scripts can use the result, and save it.
  *
  * Reads lib/schema.sql. Reads and writes the database file. Sends no requests and needs no token.
@@ -62,9 +62,9 @@ await runScript(manual, async (context) => {
   // Make all changes in one transaction and save once. If the script is killed, the file is
   // unchanged.
   const { upgrade, changes } = await database.update((db) => {
-    // The upgrade has a part before schema.sql and a part after it. Before: add missing columns,
-    // and rename each table that has to be replaced. schema.sql then creates the new table under
-    // the old name. After: move the rows to the new table.
+    // SQLite cannot add a primary key to an existing table, so such a table is replaced. Before
+    // schema.sql: add missing columns, and rename a table that is replaced. schema.sql then creates
+    // the new table under the old name. After it: move the rows to the new table.
     const upgrade = beginUpgrade(db, SCHEMA, expected);
     runSchema(db, SCHEMA);
     const changes = finishUpgrade(db, expected, upgrade);

@@ -69,15 +69,16 @@ await runScript(manual, async (context) => {
   const { concurrency } = options;
   const scopes = [READ_CUSTOMERS];
   const square = await createSquareClient(context, database, { scopes, concurrency });
-  // To read a large result in parallel, the search divides the time before createdBefore.
+  // A large result is read in parallel, in slices by creation time, which never changes. The last
+  // slice ends at createdBefore. It is not a second filter.
   const search = { concurrency, createdBefore: context.startedAt };
   const customers = new Map<string, CustomerRow>();
   let missingCount = 0;
   for await (const page of searchCustomers(square, filter, search)) {
     // A customer that is edited during the search can be on two pages. Keep the newer version.
     for (const customer of page.customers) keepLatestVersion(customers, buildRow(customer));
-    // Each page reports how many customers Square has counted and not returned so far. On the last
-    // page, these customers are missing.
+    // Square returns a count with each page. missingCount is that count minus the customers that
+    // have been returned so far. After the last page it should be 0.
     missingCount = page.missingCount;
     context.showProgress(customers.size, page.count);
   }
@@ -96,7 +97,8 @@ await runScript(manual, async (context) => {
     const before = readWatermark(db, SCRIPT);
     // The new watermark is the time when this run began. It is not the newest created_at that was
     // returned: a customer that search showed late can be older than that, and would never be read.
-    // If Square's clock is behind ours, a reply has moved context.startedAt back to Square's time.
+    // (If a reply shows that Square's clock is behind ours, the client has set context.startedAt back
+    // to Square's time since it was used above.)
     const after = isComplete ? nextWatermark(window, before, context.startedAt) : before;
     recordRun(db, context, {
       ...window,
@@ -118,7 +120,7 @@ Against the fake Square server (npm run square):
 $ npx tsx scripts/pull-created.ts
 pull-created (offline): 239 customers fetched since the beginning: 239 inserted
 
-Times have a fixed form, so that a word is never taken for another time:
+--since accepts a few forms of time. Any other word is rejected and not guessed:
 
 $ npx tsx scripts/pull-created.ts --since yesterday
 pull-created: Cannot use --since "yesterday": expected a duration (90s, 5m, 24h, 1d, 2w), a date (2026-08-01) or an RFC 3339 time

@@ -91,7 +91,8 @@ await runScript(manual, async (context) => {
 
   // A customer that is missing in search can still exist: search shows changes late, and it omits
   // customers without a name, company, email address and phone number. And a customer that is
-  // missing in the file can be deleted already. Only BulkRetrieveCustomers gives proof.
+  // missing in the file can be deleted already, because search still returns a deleted customer for
+  // a while. Only BulkRetrieveCustomers gives proof.
   const { checked, missingInSearch, missingInFile } = comparison;
   const answers = await lookUpCustomers(square, [...missingInSearch, ...missingInFile]);
 

@@ -9,8 +9,9 @@
  *   4. Create the others, up to 100 with each request, and save their ids after each reply.
  *
  * Writes Square:
- * https://developer.squareup.com/reference/square/customers-api/bulk-create-customers Reads and
- * writes the tables customers and sync_runs. Safe to run again: no row is created twice.
+ *   https://developer.squareup.com/reference/square/customers-api/bulk-create-customers
+ * Reads and writes the tables customers and sync_runs.
+ * Safe to run again: no row is created twice.
  *
  *     npx tsx scripts/push-new.ts --dry-run
  *     deno run --no-prompt --ignore-env \
@@ -87,8 +88,9 @@ await runScript(manual, async (context) => {
       warnOfOldPull(db, context, "pull-created");
     });
 
-  // Select the rows without an id. --source, --created-since and --limit narrow the selection. With
-  // --created-since last, it starts at the watermark of push-new itself, not of a pull.
+  // Select the rows without an id. --source, --created-since and --limit narrow the selection.
+  // push-new has a watermark of another kind: every row that was created before it has been pushed.
+  // --created-since last continues there.
   const watermark = database.query((db) => readWatermark(db, SCRIPT));
   const createdSince = options["created-since"];
   const { since } = resolveWindow({ since: createdSince }, watermark, context.startedAt);
@@ -105,9 +107,9 @@ await runScript(manual, async (context) => {
   const rowsWithOwnId = database.query(listRowsWithOwnId);
   if (isDryRun) return describeDryRun(context, preview, rowsWithOwnId, database.account);
 
-  // The first call of connect creates the client, which takes a second and checks the token.
-  // Without rows to send, this is only needed for a token that is new to this file: it can belong
-  // to another seller.
+  // The first call of connect creates the client. This takes a second, and checks that the token
+  // belongs to the seller of this file. Without rows to send, connect only if this token was never
+  // checked for this file.
   let square: SquareClient | undefined;
   const scopes = [READ_CUSTOMERS, WRITE_CUSTOMERS];
   const connect = async () => (square ??= await createSquareClient(context, database, { scopes }));
@@ -124,8 +126,9 @@ await runScript(manual, async (context) => {
   });
 
   // Both calls set the outcome of each row in the batch, and save it before the next batch. If the
-  // script is killed, only one batch is in doubt. The next run sends it with the same idempotency
-  // keys. Square recognizes them, and returns the customers that it has created already.
+  // script is killed, only one batch is in doubt. The next run looks up its rows, and sends those
+  // that search does not return with the same idempotency keys. For a used key, Square returns the
+  // customer that it has created before.
   const due = rows.filter(needsSquare);
   let done = 0;
   for (const batch of divideIntoBatches(due, batchSize)) {

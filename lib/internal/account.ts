@@ -70,7 +70,7 @@ export function readAccount(db: Database, path: string): StoredAccount | undefin
 export function saveAccount(db: Database, path: string, account: StoredAccount): void {
   const stored = readAccount(db, path);
   requireSameAccount(path, stored, account);
-  // Every write, also of the same values, makes the update replace the whole file.
+  // Do not write unchanged values: every write counts as a change, and the whole file would be saved.
   if (isDeepStrictEqual(stored, account)) return;
   db.run(
     `INSERT OR REPLACE INTO square_account
@@ -135,7 +135,8 @@ export async function checkAccount(
   const { environment, token } = context.square;
   // The account of the file, if it is the result of an earlier check of this token.
   const checked = stored?.tokenHash === hashToken(token) ? stored : undefined;
-  // A seller can extend a token, or give it more scopes. So ask Square again before a check fails.
+  // Trust the stored check only if it passes. If it shows an expired token or a missing scope, ask
+  // Square again, because the seller may have extended the token or its scopes since.
   if (
     checked !== undefined &&
     listMissingScopes(checked, scopes).length === 0 &&
@@ -146,6 +147,8 @@ export async function checkAccount(
   }
 
   const status = await retrieveTokenStatus(square, context);
+  // Without an answer, nothing is proven. Continue with the earlier check: if its token has expired
+  // or lacks a scope, Square rejects the next request.
   if (status === "no answer") return checked ?? buildUncheckedAccount(stored, context);
 
   const account: StoredAccount = {
@@ -214,9 +217,9 @@ type TokenStatus = Pick<StoredAccount, "merchantId" | "tokenScopes" | "tokenExpi
 /**
  * Calls RetrieveTokenStatus. Square documents it for production tokens only. So a run continues
  * without its result, and then only the environment is compared.
- * @returns a status without values if the endpoint does not exist or does not accept sandbox
- *   tokens. That will not change, so the token counts as checked. After "no answer", the next run
- *   asks again.
+ * @returns the status. Its fields are null if the endpoint does not exist (404) or rejects sandbox
+ *   tokens. A later run would get the same result, so the token counts as checked. After any other
+ *   failure, "no answer"; the next run asks again.
  * @throws SyncError (denied) if Square rejects a token outside the sandbox
  */
 async function retrieveTokenStatus(

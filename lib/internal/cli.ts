@@ -404,8 +404,8 @@ export function flag(describe: string) {
 }
 
 /**
- * Defines an option that takes a time. Its value stays as the user wrote it, because a duration is
- * subtracted from the start of the run, which is not known yet.
+ * Defines an option that takes a time. Here its value is only checked. The script parses it later,
+ * because a duration is subtracted from the start of the run (context.startedAt).
  * @param keywords the words that are accepted in place of a time
  */
 export function timeOption(option: string, describe: string, keywords: readonly string[]) {

@@ -78,6 +78,7 @@ export async function readConfiguration(
   // The file may be unreadable: Deno can lack the permission, or a container can have a folder with
   // this name. That does not matter if the environment has every setting that is required.
   // Otherwise report it, because the missing settings can be in the file.
+  // DATABASE_PATH has a default, but an unreadable file may name another database.
   const required = needsSquare ? [database, read("SQUARE_ACCESS_TOKEN")] : [database];
   const isFileNeeded = required.some(({ source }) => source === "nowhere");
   const fileProblem = file.isUnreadable && !isFileNeeded ? undefined : file.problem;

@@ -1,4 +1,7 @@
-/** The context of a run, which every function that needs settings or reports to the user gets. */
+/**
+ * The context of a run. It is passed to every function that needs settings or reports something to
+ * the user.
+ */
 
 /** The Square account that a run works with. */
 export interface SquareSettings {

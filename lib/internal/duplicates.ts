@@ -36,9 +36,10 @@ export interface DuplicateIndex {
   add(candidate: Candidate): void;
   /**
    * Finds the first other row with the same email address, phone number or reference id.
-   * @param options.ignoredReference ignores all rows with this reference id. A row in doubt may
-   *   have been created in Square and pulled back as a second row, with the reference id that was
-   *   sent. Without this option, the row would be a duplicate of itself.
+   * @param options.ignoredReference ignores all rows with this reference id. A row in doubt was
+   *   sent, and its outcome is unknown. If Square has created the customer, a pull may have saved it
+   *   as a second row, with the reference id that was sent. Without this option, that second row
+   *   would be found as a duplicate.
    */
   find(candidate: Candidate, options?: { ignoredReference?: string }): Match | undefined;
 }
@@ -97,8 +98,8 @@ const MIN_PHONE_DIGITS = 9;
 
 // In many countries, a national number begins with a 0, the trunk prefix: 020 7946 0958. It is not
 // dialed after a country code, but people write it there: +44 020 7946 0958. This finds it after
-// the codes of countries that have the prefix and in which no number begins with a 0. Only the
-// comparison ignores it. The number is sent as it was written.
+// the codes of countries where a 0 after the country code is never part of the number (unlike
+// Italy). Only the comparison ignores it. The number is sent as it was written.
 const TRUNK_ZERO =
   /^(\+(?:27|3[123]|353|358|41|43|44|46|49|61|62|63|64|66|81|82|84|86|90|91|92|94))[\s.-]*0/;
 
@@ -125,6 +126,7 @@ function listIndexedValues({ emailAddress, phoneNumber, referenceId }: Contacts)
  * front of a country code.
  */
 function readSignificantDigits(phoneNumber: string): string {
+  // removeTrunkZero removes a (0) in brackets, TRUNK_ZERO finds a 0 without brackets.
   const withoutTrunkZero = removeTrunkZero(phoneNumber).replace(TRUNK_ZERO, "$1");
   const fromFirstDigit = withoutTrunkZero.replace(/^[^1-9]+/, "");
   return fromFirstDigit.replace(/[^0-9]/g, "");

@@ -7,8 +7,9 @@
  *   temporary file, flushed, and renamed.
  * - A save could erase the changes of another program. So a fingerprint shows whether the file
  *   changed since it was read.
- * - Another program could have the file open and write to it later. So a -wal, -shm or -journal
- *   file next to it, which shows this, prevents reads and saves.
+ * - Another program could have the file open and write to it later. SQLite shows this with a -wal,
+ *   -shm or -journal file next to it. While such a file is in use, the database is neither read nor
+ *   replaced.
  *
  * Hand-written because write-file-atomic and atomically use random temporary names and need
  * --allow-sys, both of which fail under Deno's narrow permissions. The temporary file is always
@@ -127,8 +128,8 @@ export async function readDatabaseFile(
     const fingerprint = readFingerprint(path);
     const bytes = readIfExists(path);
     // Another program can write to the file while it is read. The bytes would then be partly old
-    // and partly new. While another program has the file open, two fingerprints are never equal, so
-    // the wait goes on.
+    // and partly new. While another program has the file open, readFingerprint returns a random
+    // value, so the two are never equal and the loop waits.
     if (readFingerprint(path) === fingerprint) return { bytes, fingerprint };
     if (performance.now() - startedAt > WAIT_MS) {
       const sql = "PRAGMA journal_mode = DELETE; SELECT count(*) FROM sqlite_schema";
@@ -234,8 +235,8 @@ function hasHotJournal(path: string): boolean {
 /**
  * Gives the temporary file the owner, group and mode of the file that it will replace. A file that
  * did not exist before has the mode 0600, because it contains personal data.
- * @returns a warning if owner, group or mode will change, but by {@linkcode hasSameUsers} the same
- *   users can read and write the file
+ * @returns a warning if owner, group or mode will change, but the same users can still read and
+ *   write the file (see {@linkcode hasSameUsers})
  * @throws SyncError if the old file is read-only, or if the change would let other users in or lock
  *   users out
  */
@@ -280,8 +281,8 @@ function hasSameUsers(old: fs.Stats, copy: fs.Stats): boolean {
   const otherRights = copy.mode & 0o6;
   // If the group has the same rights as all other users, it does not matter which group it is.
   const isGroupUnaffected = copy.gid === old.gid || groupRights === otherRights;
-  // The old owner now has the rights of the group, or those of all other users. Require that the
-  // group can read and write.
+  // If the owner changes, the old owner has access only as a member of the group. So the group must
+  // be able to read and write.
   const isOwnerUnaffected = copy.uid === old.uid || groupRights === 0o6;
   return hasSameRights && isGroupUnaffected && isOwnerUnaffected;
 }

@@ -23,10 +23,11 @@ const POLL_MS = 100;
 
 const HEARTBEAT_MS = 2_000;
 
-// An older heartbeat can be stale. Saving a large file can delay a heartbeat by up to 20 seconds.
+// A heartbeat that is further than this from the current time, in the past or future, may have
+// stopped. Saving a large file can delay one by up to 20 seconds.
 const STALE_MS = 30_000;
 
-// A heartbeat has stopped if it did not change for two intervals.
+// It has stopped if it also did not change for two intervals. See isStale.
 const UNCHANGED_MS = 2 * HEARTBEAT_MS;
 
 // A script writes its owner within milliseconds after it has created the lock file. If the file is

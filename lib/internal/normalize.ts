@@ -61,8 +61,9 @@ const DASHES =
 const CONTROL = /\p{Cc}/u;
 const CONTROL_IN_NOTE = /(?![\t\n\r])\p{Cc}/u;
 
-// Characters that a person may not see or may confuse with another one, so a message names them:
-// all except printable ASCII, and in a text also except letters and digits of any language.
+// A message names a character that a person may not see or may confuse with another one. STRANGE is
+// everything except printable ASCII. STRANGE_IN_TEXT also leaves out letters and digits of any
+// language, which are normal in an email address or the name of a country.
 const STRANGE = /[^ -~]/u;
 const STRANGE_IN_TEXT = /[^ -~\p{L}\p{M}\p{N}]/u;
 
@@ -104,8 +105,8 @@ export function normalizeCell(
 ): Normalized {
   if (value instanceof Uint8Array && value.length > 0)
     return { problem: "holds bytes (a BLOB): store it as text" };
-  // A TEXT column keeps 12065550100.0 as a text with its fraction, which the checks below find. A
-  // column without a type keeps the number. sql.js returns it as 12065550100, which is correct.
+  // Reject numbers that are not exact integers. (In a TEXT column, 12065550100.0 is a text, and the
+  // checks below find its fraction. In a column without a type, sql.js returns the integer.)
   if (typeof value === "number" && !Number.isSafeInteger(value))
     return { problem: "is a number with a fraction or with too many digits: store it as text" };
   const raw = value === null || value === undefined ? "" : String(value);
@@ -190,16 +191,17 @@ function normalizePhone(raw: string): Normalized {
   const problem = hasFraction(text) ? DECIMAL_NUMBER_PROBLEM : findSpreadsheetProblem(text);
   if (problem !== undefined) return { problem };
 
-  // removeTrunkZero removes a (0) that directly follows a country code. With another (0) inside the
-  // number, it is unclear whether the 0 has to be dialled.
+  // removeTrunkZero removes a (0) after most country codes. With any other (0), inside the number or
+  // after the code of Italy or San Marino, it is unclear whether the 0 has to be dialled.
   const dialled = removeTrunkZero(text);
   if (/.\(0\)/.test(dialled))
     return {
       problem: `is invalid: the (0) is ambiguous, write the digits to dial, ${PHONE_EXAMPLE}`,
     };
 
-  // 00 and 011 in front of a country code are dialled in some countries only. A shorter number can
-  // begin with 011, which is the area code of Turin. No country code begins with 0.
+  // The prefix in front of a country code is + everywhere, but 00 or 011 only in some countries. A
+  // number with less than ten digits after 011 can be from Turin, whose area code is 011. No country
+  // code begins with 0.
   const phone = dialled.replace(/[^+0-9]/g, "");
   if (/^\+?00/.test(phone) || /^011[0-9]{10}/.test(phone) || phone.startsWith("+0"))
     return { problem: `is invalid: write + and the country code first, ${PHONE_EXAMPLE}` };
@@ -209,7 +211,7 @@ function normalizePhone(raw: string): Normalized {
   const hasPhoneCharacters = /^[(+]*[0-9][0-9\p{Zs}().-]*$/u.test(dialled);
   if (hasPhoneCharacters && /^\+?[0-9]{9,16}$/.test(phone)) return { text: phone };
 
-  // In 206-555-0100 x5, the digit of the extension must not become part of the number.
+  // If the text seems to have an extension, as in 206-555-0100 x5, the message says to leave it out.
   const hasExtension = /[0-9]{4}.*[\p{L}#,;]/u.test(text);
   const digits = hasExtension ? "9 to 16 digits without an extension" : "9 to 16 digits";
   return reject(`${digits}, ${PHONE_EXAMPLE}`, text, STRANGE);
@@ -244,11 +246,13 @@ export function removeTrunkZero(text: string): string {
 // ambiguous, so they are rejected.
 function normalizeBirthday(raw: string): Normalized {
   const text = unifyDashes(removeInvisible(raw));
-  const [, year = "0000", day = ""] = /^(?:([0-9]{4})-)?([0-9]{2}-[0-9]{2})$/.exec(text) ?? [];
+  // Without a match, monthAndDay is empty, and "2000-" is not a date.
+  const [, year = "0000", monthAndDay = ""] =
+    /^(?:([0-9]{4})-)?([0-9]{2}-[0-9]{2})$/.exec(text) ?? [];
   const hasYear = year !== "0000";
   // Without a year, any day of a leap year is possible, and 2000 was one.
-  if (isRealDate(`${hasYear ? year : "2000"}-${day}`))
-    return { text: hasYear ? `${year}-${day}` : day };
+  if (isRealDate(`${hasYear ? year : "2000"}-${monthAndDay}`))
+    return { text: hasYear ? `${year}-${monthAndDay}` : monthAndDay };
   const expected = "YYYY-MM-DD or MM-DD, for example 1990-04-25";
   if (/^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ]/.test(text))
     return { problem: `is invalid: expected a date without a time: ${expected}` };

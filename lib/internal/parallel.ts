@@ -20,6 +20,7 @@ const SLICE_OVERLAP_MS = 1_000;
 interface Page {
   customers: Square.Customer[];
   count: number;
+  /** How many of the counted customers have not been returned so far. After the last page, they are missing. */
   missingCount: number;
 }
 
@@ -63,8 +64,10 @@ export async function* readInParallel(
       const overallMissing = Math.max(total - allIds.size, 0);
       emit({ customers: page.customers, count: total, missingCount: overallMissing });
 
-      const largestRest = Math.max(SMALL_SLICE, total / (2 * options.concurrency));
-      if (sliceMissing <= largestRest) continue;
+      // Divide a slice if more than this is left in it. Half of an equal share keeps all requests
+      // busy until the end.
+      const maxUndividedRest = Math.max(SMALL_SLICE, total / (2 * options.concurrency));
+      if (sliceMissing <= maxUndividedRest) continue;
       const slices = divideRest(range, page.customers, sliceMissing, options.createdBefore);
       if (slices.length === 0) continue;
       const results = await Promise.all(slices.map((slice) => readSlice(slice, emit)));
@@ -109,8 +112,8 @@ function divideRest(
   const { endAt } = range;
   const end = endAt ? Date.parse(endAt) : createdBefore;
 
-  // Cut in the middle of the time, or where half of the rest ends if all of it is as dense as this
-  // page, whichever is earlier. After an import that created most customers within a day, the
+  // Estimate where half of the rest ends, as if the rest were as dense as this page. Cut there, but
+  // not after the middle of the time. After an import that created most customers within a day, the
   // middle of the time would leave nearly all of them in the first slice.
   const halfOfRestMs = ((last - first) / page.length) * (rest / 2);
   const halfOfTimeMs = (end - last) / 2;

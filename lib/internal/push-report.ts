@@ -10,6 +10,7 @@ interface ReportedRow {
   outcome: "ready" | "created" | "linked" | "refused" | "held" | "later";
   /** Why a row is on hold. It decides what the report suggests. */
   holdReason: "duplicate" | "opt-out" | "other" | null;
+  /** It was sent before and its outcome is unknown, so a push looks it up first. */
   inDoubt: boolean;
   id: string | null;
   reason: string | null;

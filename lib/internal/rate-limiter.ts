@@ -59,8 +59,9 @@ export function createRateLimiter(concurrency: number): RateLimiter {
         now = Date.now();
       }
       nextStartAt = now + gapMs;
-      // Shorten the gap by the share of RECOVERY_MS that it takes itself. With a long gap, requests
-      // are rare and each one shortens it a lot. So the recovery takes the same time for every gap.
+      // Each request shortens the gap by the fraction gapMs / RECOVERY_MS. A long gap has few
+      // requests with large steps, a short one many with small steps. So every gap shrinks to about
+      // a third within RECOVERY_MS.
       gapMs *= 1 - gapMs / RECOVERY_MS;
     },
     release(wasAccepted) {
@@ -71,8 +72,9 @@ export function createRateLimiter(concurrency: number): RateLimiter {
     },
     slowDown(waitMs) {
       const now = Date.now();
-      // Requests that were sent together are rate-limited together. Only the first 429 changes the
-      // rate. The others arrive during the pause, when Square has accepted fewer requests.
+      // Requests that were sent together are rate-limited together. Only the first 429 sets the gap.
+      // The others arrive during the pause, when few requests are accepted, and would set it far too
+      // long.
       if (now >= pausedUntil)
         gapMs = (1_000 / Math.max(listLastSecond(now).length, 1)) * SAFETY_FACTOR;
       pausedUntil = Math.max(pausedUntil, now + (waitMs || DEFAULT_PAUSE_MS));

@@ -173,10 +173,10 @@ interface DeletionResult {
   deleted: number;
   merged: number;
   /** The customers that Square still has and that were saved along the way. */
-  saved: Saved;
+  saved: Omit<Saved, "rejected">;
   /** The rows that were marked as deleted or merged. */
   marked: readonly (ReportedChange & { mergedInto?: string | null })[];
-  /** The customers that a constraint or trigger of the table rejected. */
+  /** All customers, saved or marked, that a constraint or trigger of the table rejected. */
   rejected: Saved["rejected"];
 }
 
@@ -191,8 +191,8 @@ export function describeDeletions(
   isDryRun: boolean,
 ) {
   const { requests, retries } = context.traffic;
-  // This script also updates rows: of customers that were restored in Square, or that have lost
-  // their name, email address and phone number.
+  // Besides marking rows, this script updates the rows of customers that were restored in Square,
+  // and of customers that lost their name, email address and phone number.
   const { inserted, updated, linked } = saved;
   const changes = formatCounts({ inserted, updated, linked, deleted, merged });
   const prefix = isDryRun ? "dry run: " : "";

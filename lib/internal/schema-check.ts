@@ -16,7 +16,7 @@ export const SCHEMA_VERSION = 2;
 export interface ExpectedSchema {
   /** The name of the customers table. */
   table: string;
-  /** The columns of the customers table that hold fields of Square. */
+  /** The columns of the customers table that hold fields of Square, as lib/mapping.ts lists them. */
   columns: readonly string[];
   /** The path of the file, as the user wrote it. It is used only in messages. */
   path: string;
@@ -121,6 +121,7 @@ export function findSchemaProblem(
   db: Database,
   expected: ExpectedSchema,
 ): SchemaProblem | undefined {
+  // A user can edit lib/mapping.ts. Without these two columns, no file is usable.
   const missingField = ["id", "version"].find((column) => !expected.columns.includes(column));
   if (missingField !== undefined)
     return {

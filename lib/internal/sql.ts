@@ -45,8 +45,8 @@ export function countWrites(db: Database): number {
 }
 
 /**
- * Sets the count back after a rollback. Without it, an update that has changed nothing would save
- * the file.
+ * Makes countWrites return `count` again after a rollback. Otherwise the rolled-back writes would
+ * count as changes, and the file would be saved although nothing has changed.
  * @param count the result of {@linkcode countWrites} before the writes that were rolled back
  */
 export function resetWrites(db: Database, count: number): void {

@@ -163,7 +163,7 @@ export function createSquareError(error: unknown, context: RunContext): SyncErro
   const status = error.statusCode ?? 0; // 0 without a reply
   const errors = readErrors(body);
   const words = formatErrors(errors) || `status ${status}`;
-  // A call fails only without a complete reply.
+  // The SDK has thrown, so there is no successful and complete reply.
   const isComplete = false;
   const { kind } = classifyReply(status, errors, isComplete);
 

@@ -270,8 +270,8 @@ function isCompleteReply(pathname: string, body: unknown, request: unknown): boo
   return pathname.endsWith("/customers") ? hasId(body.customer) : true;
 }
 
-// An empty result is `{}`. Any other body without a `customers` array is incomplete, and so is a
-// body whose cursor is not a text. Treating it as the last page would silently drop customers. With
+// An empty page has no customers, and at most a cursor and a count. Any other body without a
+// `customers` array is incomplete, and so is a body whose cursor is not a text. Treating it as the last page would silently drop customers. With
 // a count that is not a number, missing customers would not be noticed.
 function isCompletePage({ customers, cursor, count, ...others }: Record<string, unknown>): boolean {
   const isEmpty = customers === undefined && Object.keys(others).length === 0;

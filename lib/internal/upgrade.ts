@@ -176,11 +176,12 @@ function moveRows(db: Database, old: ReplacedTable, path: string): string {
   const values = oldColumns.map((column) =>
     table.uniqueColumns.includes(column) ? buildBlankAsNull(column) : quoteName(column),
   );
-  const number = oldColumns.includes(table.rowNumber) ? table.rowNumber : "NULL";
+  // Without the column, every row gets a new number, so the order does not matter.
+  const sortKey = oldColumns.includes(table.rowNumber) ? table.rowNumber : "NULL";
   try {
     // Insert the rows without a number last. SQLite gives them the next free numbers.
     db.run(`INSERT INTO ${table.name} (${names.join(", ")})
-      SELECT ${values.join(", ")} FROM ${oldName} ORDER BY ${number} IS NULL, ${number}`);
+      SELECT ${values.join(", ")} FROM ${oldName} ORDER BY ${sortKey} IS NULL, ${sortKey}`);
     db.run(`DROP TABLE ${oldName}`);
     for (const statement of old.statements) db.run(statement);
   } catch (error) {
@@ -244,8 +245,8 @@ function requireDifferentValues(
   if (duplicate === undefined) return;
   const value = String(duplicate.value);
   const rowNumbers = column === rowNumber ? "" : ` (${rowNumber} ${duplicate.numbers})`;
-  // These two columns can be NULL: a row without local_id gets the next number. A row without id
-  // would be sent to Square as a new customer, so such rows have to be deleted.
+  // local_id and idempotency_key can be set to NULL, because the row then gets a new one. The id
+  // cannot: a row without id would be sent to Square as a new customer.
   const canBeNull = column === "idempotency_key" || column === "local_id";
   const advice = canBeNull
     ? `set ${column} to NULL in all of them except one`
