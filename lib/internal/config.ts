@@ -2,11 +2,11 @@
  * Reads the configuration from --db, the environment and the file `.env`, and checks all of it
  * before a script does any work.
  */
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import type { SquareSettings } from "./context.ts";
 import { codeOf, messageOf, SyncError } from "./errors.ts";
-import { findPackageCommand, IS_DENO } from "./suggest.ts";
+import { fileExists, findPackageCommand, IS_DENO } from "./suggest.ts";
 
 /**
  * The URLs of Square by environment. They are repeated here, because loading the SDK takes about a
@@ -196,8 +196,8 @@ function buildProblem({ name, source }: Setting, state: string): Problem {
 function findSetupStep(name: string): string {
   const path = resolve(ENV_FILE);
   let step = `create ${path} with ${name}=…`;
-  if (existsSync(ENV_FILE)) step = `add ${name}=… to ${path}`;
-  else if (existsSync(".env.example")) step = "cp .env.example .env, and fill it in";
+  if (fileExists(ENV_FILE)) step = `add ${name}=… to ${path}`;
+  else if (fileExists(".env.example")) step = "cp .env.example .env, and fill it in";
   const demo = findPackageCommand("demo", "fixtures/demo.ts");
   return demo === undefined ? step : `${step}; without a Square account: ${demo}`;
 }

@@ -20,7 +20,7 @@ export function buildCommand(script: string, args = ""): string | undefined {
   const runningFile = process.argv[1];
   if (runningFile === undefined) return undefined;
   const file = join(dirname(runningFile), script + extname(runningFile));
-  if (!existsSync(file)) return undefined;
+  if (!fileExists(file)) return undefined;
 
   const path = formatRelativePath(file);
   const packageCommand = findPackageCommand(script, path, args);
@@ -36,9 +36,18 @@ export function buildCommand(script: string, args = ""): string | undefined {
  */
 export function findPackageCommand(name: string, path: string, args = ""): string | undefined {
   // `bun run` would start the command of package.json with Node, which may not be installed.
-  if (IS_BUN || !existsSync(path) || !readPackageScript(name).includes(path)) return undefined;
+  if (IS_BUN || !fileExists(path) || !readPackageScript(name).includes(path)) return undefined;
   if (IS_DENO) return appendArgs(`deno task ${name}`, args);
   return appendArgs(`npm run ${name}`, args && `-- ${args}`);
+}
+
+/** True if a file exists. Deno throws if it may not look; the file is then not suggested. */
+export function fileExists(path: string): boolean {
+  try {
+    return existsSync(path);
+  } catch {
+    return false;
+  }
 }
 
 /** Puts quotes around an argument that a shell would split or expand. */
@@ -63,7 +72,7 @@ function findRunner(file: string): string {
  */
 function findTsx(file: string): string {
   for (let folder = dirname(file); folder !== dirname(folder); folder = dirname(folder)) {
-    if (!existsSync(join(folder, "node_modules", "tsx"))) continue;
+    if (!fileExists(join(folder, "node_modules", "tsx"))) continue;
     const isInFolder = !relative(folder, process.cwd()).startsWith("..");
     return isInFolder ? "npx tsx" : `npx --prefix ${quoteArgument(formatRelativePath(folder))} tsx`;
   }
