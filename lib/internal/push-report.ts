@@ -179,7 +179,7 @@ function buildJson(context: RunContext, rows: readonly ReportedRow[], isDryRun: 
 /** The word in the column `plan` of a dry run. */
 function describePlan({ outcome, inDoubt }: ReportedRow): string {
   if (outcome === "ready") return inDoubt ? "look up" : "create";
-  return outcome === "held" ? OUTCOME_WORDS.held : outcome;
+  return OUTCOME_WORDS[outcome];
 }
 
 /** The columns `name`, `email` and `phone` of a dry run. */
