@@ -14,18 +14,16 @@ import { isInTransaction, readRows } from "./internal/sql.ts";
 import { formatTime } from "./internal/time.ts";
 import {
   COLUMNS,
+  CREATED_AT,
   type CustomerRow,
-  columnOf,
+  EMAIL_UNSUBSCRIBED,
   hasIdentifyingField,
   isSameValue,
   type LocalRow,
   NOT_DELETED,
+  REFERENCE_ID,
   TABLE,
 } from "./mapping.ts";
-
-const REFERENCE_ID = columnOf("referenceId");
-const CREATED_AT = columnOf("createdAt");
-const EMAIL_UNSUBSCRIBED = columnOf("preferences.emailUnsubscribed");
 
 // ---- Customers from Square ----
 

@@ -116,6 +116,11 @@ export function columnOf(field: SquareField): string {
   return column;
 }
 
+/** The columns that the SQL of other files names. */
+export const REFERENCE_ID = columnOf("referenceId");
+export const CREATED_AT = columnOf("createdAt");
+export const EMAIL_UNSUBSCRIBED = columnOf("preferences.emailUnsubscribed");
+
 // ---- From a customer of Square to a row ----
 
 /** A row for the columns of FIELDS, built from a customer of Square. */

@@ -10,6 +10,7 @@ import {
   saveCustomers,
 } from "./customers.ts";
 import { messageOf } from "./internal/errors.ts";
+import { OWN_CUSTOMER_COLUMNS } from "./internal/schema-check.ts";
 import { quoteName, readRows } from "./internal/sql.ts";
 import { formatErrors, isRejection, type SquareProblem } from "./internal/square-errors.ts";
 import {
@@ -139,17 +140,6 @@ function removePulledRow(db: Database, id: string): CustomerRow | undefined {
   return { ...pulled, id, version };
 }
 
-// The columns that the scripts use and that hold no field of Square.
-const SCRIPT_COLUMNS = [
-  "local_id",
-  "source",
-  "synced_at",
-  "idempotency_key",
-  "push_error",
-  "deleted_at",
-  "merged_into",
-];
-
 /**
  * Copies the values of your own columns from a removed row to the row that takes its place, where
  * that row still has the default value.
@@ -159,7 +149,8 @@ function keepOwnColumns(db: Database, removed: LocalRow, id: string): void {
   for (const { name, dflt_value: defaultValue } of columns) {
     const column = String(name);
     const value = removed[column] ?? null;
-    if (value === null || COLUMNS.includes(column) || SCRIPT_COLUMNS.includes(column)) continue;
+    if (value === null || COLUMNS.includes(column) || OWN_CUSTOMER_COLUMNS.includes(column))
+      continue;
     const quoted = quoteName(column);
     db.run(
       `UPDATE ${TABLE} SET ${quoted} = ?

@@ -21,17 +21,16 @@ import { findInvalidUtf8 } from "./internal/utf8.ts";
 import {
   buildCustomer,
   buildRow,
+  CREATED_AT,
   columnOf,
+  EMAIL_UNSUBSCRIBED,
   findContacts,
   type LocalRow,
   type NewCustomer,
   NOT_DELETED,
+  REFERENCE_ID,
   TABLE,
 } from "./mapping.ts";
-
-const REFERENCE_ID = columnOf("referenceId");
-const CREATED_AT = columnOf("createdAt");
-const EMAIL_UNSUBSCRIBED = columnOf("preferences.emailUnsubscribed");
 
 /** An unpushed row, and what happened to it. */
 export interface PushRow {

@@ -70,12 +70,12 @@ export function readOldestWatermark(db: Database, script: string): string | null
 
 function readTime(db: Database, sql: string, script: string): string | null {
   const time = readRows(db, sql, [script])[0]?.time;
-  return isTime(time) ? time : null;
+  return isZonedTime(time) ? time : null;
 }
 
 // Another program can have stored something else. A time without a zone would be read as local
 // time, hours away from what was meant. So it proves nothing, and is ignored.
-function isTime(value: SqlValue | undefined): value is string {
+function isZonedTime(value: SqlValue | undefined): value is string {
   return (
     typeof value === "string" &&
     /^\d{4}-\d\d-\d\dT.*(Z|[+-]\d\d:\d\d)$/.test(value) &&
@@ -110,9 +110,9 @@ export function requireCompletePull(db: Database, context: RunContext, pull: str
 // 5m, it is the watermark of an earlier run. Square's clock can be behind ours, so a watermark up to
 // an hour before the start counts too.
 function isCompleteRun({ watermark, started_at, until }: Record<string, SqlValue>): boolean {
-  if (!isTime(watermark) || !isTime(started_at)) return false;
+  if (!isZonedTime(watermark) || !isZonedTime(started_at)) return false;
   const isWholeRun = Date.parse(watermark) > Date.parse(started_at) - HOUR_MS;
-  return isWholeRun && (!isTime(until) || Date.parse(until) > Date.parse(watermark));
+  return isWholeRun && (!isZonedTime(until) || Date.parse(until) > Date.parse(watermark));
 }
 
 /**

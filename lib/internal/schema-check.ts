@@ -44,7 +44,8 @@ export interface TableRules {
   uniqueColumns: readonly string[];
 }
 
-const OWN_CUSTOMER_COLUMNS = [
+/** The columns of the customers table that the scripts use under exactly these names. */
+export const OWN_CUSTOMER_COLUMNS: readonly string[] = [
   "local_id",
   "id",
   "version",
