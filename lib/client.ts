@@ -5,6 +5,7 @@
  * the file.
  */
 import type { SquareClient } from "square";
+import { readNewestIds } from "./customers.ts";
 import type { DatabaseFile } from "./database.ts";
 import { checkAccount } from "./internal/account.ts";
 import type { RunContext } from "./internal/context.ts";
@@ -36,6 +37,7 @@ export async function createSquareClient(
     maxRetries: MAX_RETRIES,
     fetch: await createStrictFetch(context, options.concurrency ?? 1),
   });
-  database.account = await checkAccount(square, context, database.account, options.scopes);
+  const readIds = () => database.query(readNewestIds);
+  database.account = await checkAccount(square, context, database.account, options.scopes, readIds);
   return square;
 }

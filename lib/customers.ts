@@ -10,7 +10,7 @@
 import type { Database, SqlValue, Statement } from "sql.js";
 import { messageOf, SyncError } from "./internal/errors.ts";
 import { normalizeCell } from "./internal/normalize.ts";
-import { isInTransaction, readRows } from "./internal/sql.ts";
+import { isInTransaction, listColumns, readRows } from "./internal/sql.ts";
 import { formatTime } from "./internal/time.ts";
 import {
   COLUMNS,
@@ -330,6 +330,10 @@ function cleanReference(value: SqlValue | undefined): string {
 
 // ---- Customers that Square no longer has ----
 
+// The rows whose customer came from Square and is not marked as deleted. A row with its own id has
+// no synced_at.
+const IS_LIVE = `id IS NOT NULL AND ${NOT_DELETED} AND julianday(synced_at) IS NOT NULL`;
+
 /** A row whose customer came from Square and is not marked as deleted. */
 export interface LiveCustomer {
   id: string;
@@ -344,10 +348,7 @@ export interface LiveCustomer {
  * own id are left out, because Square never had them.
  */
 export function readLiveCustomers(db: Database): LiveCustomer[] {
-  const statement = db.prepare(
-    `SELECT ${COLUMNS.join(", ")} FROM ${TABLE}
-     WHERE id IS NOT NULL AND ${NOT_DELETED} AND julianday(synced_at) IS NOT NULL`,
-  );
+  const statement = db.prepare(`SELECT ${COLUMNS.join(", ")} FROM ${TABLE} WHERE ${IS_LIVE}`);
   const customers: LiveCustomer[] = [];
   while (statement.step()) {
     const row = statement.getAsObject();
@@ -359,6 +360,17 @@ export function readLiveCustomers(db: Database): LiveCustomer[] {
   }
   statement.free();
   return customers;
+}
+
+/** Reads the ids of the customers of Square that were added to the file last, at most 100. */
+export function readNewestIds(db: Database): string[] {
+  // A script of your own can keep its customers in another table.
+  if (listColumns(db, TABLE).length === 0) return [];
+  const rows = readRows(
+    db,
+    `SELECT id FROM ${TABLE} WHERE ${IS_LIVE} ORDER BY local_id DESC LIMIT 100`,
+  );
+  return rows.map(({ id }) => String(id));
 }
 
 /** A customer that Square no longer has under its id. */

@@ -111,7 +111,7 @@ function holdUnsaved(db: Database, row: PushRow, id: string, problem: string): v
   hold(
     row,
     `it is customer ${id} in Square, but the file did not accept that: ${problem}`,
-    "other",
+    "not saved",
   );
   try {
     db.run(`UPDATE ${TABLE} SET push_error = ? WHERE idempotency_key = ?`, [
@@ -225,7 +225,7 @@ export function saveErrors(db: Database, row: PushRow, errors: SquareProblem[]):
     // Square has this idempotency key with other values, so it created the customer before the row
     // was edited. A new key would create a second customer. The row waits until search returns the
     // first one.
-    hold(row, `${reason}: the row was edited after it was sent`, "other");
+    hold(row, `${reason}: the row was edited after it was sent`, "edited");
   } else {
     refuse(row, reason);
   }

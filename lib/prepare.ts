@@ -69,9 +69,10 @@ export type Outcome = "ready" | "created" | "linked" | "refused" | "held" | "lat
 /**
  * - `duplicate`: another row has the same email address, phone number or reference id.
  * - `opt-out`: the customer wants no marketing email, and Square would create it as subscribed.
- * - `other`: it was sent, and what Square returned does not fit the row.
+ * - `edited`: it was edited after it was sent. Square has its idempotency key with other values.
+ * - `not saved`: it exists in Square, but a constraint or trigger of the table rejects the customer.
  */
-export type HoldReason = "duplicate" | "opt-out" | "other";
+export type HoldReason = "duplicate" | "opt-out" | "edited" | "not saved";
 
 /** Which unpushed rows to push. The first three options narrow the selection. */
 export interface Selection {

@@ -13,7 +13,7 @@ import type { SquareClient } from "square";
 import type { RunContext } from "./context.ts";
 import { SyncError } from "./errors.ts";
 import { readRows } from "./sql.ts";
-import { createSquareError } from "./square-errors.ts";
+import { createSquareError, readErrors } from "./square-errors.ts";
 
 const EXPIRY_WARNING_MS = 7 * 86_400_000;
 
@@ -122,6 +122,7 @@ export function requireSameAccount(
  * checked is not checked again, so that a run without news needs only one request.
  * @param stored the account of the file
  * @param scopes the permissions that the script needs, for example `CUSTOMERS_READ`
+ * @param readNewestIds reads ids of customers of the file, at most 100
  * @returns the account to save with the next update of the file
  * @throws SyncError (usage) for another merchant, (denied) for a rejected token or a missing scope
  * @see https://developer.squareup.com/reference/square/o-auth-api/retrieve-token-status
@@ -131,6 +132,7 @@ export async function checkAccount(
   context: RunContext,
   stored: StoredAccount | undefined,
   scopes: readonly string[],
+  readNewestIds: () => string[],
 ): Promise<StoredAccount> {
   const { environment, token } = context.square;
   // The account of the file, if it is the result of an earlier check of this token.
@@ -149,7 +151,13 @@ export async function checkAccount(
   const status = await retrieveTokenStatus(square, context);
   // Without an answer, nothing is proven. Continue with the earlier check: if its token has expired
   // or lacks a scope, Square rejects the next request.
-  if (status === "no answer") return checked ?? buildUncheckedAccount(stored, context);
+  if (status === "no answer" && checked !== undefined) return checked;
+
+  const merchantIds = [stored?.merchantId, status === "no answer" ? null : status.merchantId];
+  const canCompare = merchantIds.every((merchantId) => typeof merchantId === "string");
+  if (checked === undefined && !canCompare)
+    await requireKnownCustomer(square, context, readNewestIds());
+  if (status === "no answer") return buildUncheckedAccount(stored, context);
 
   const account: StoredAccount = {
     environment,
@@ -165,8 +173,7 @@ export async function checkAccount(
       `Cannot use this token: it lacks the permission${missing.length > 1 ? "s" : ""} ${missing.join(" and ")}`,
       "ask the seller for it, or use a token that has it",
     );
-  // A file of version 1, or one that was filled while the token could not be checked. Nothing proves
-  // that its customers belong to this merchant, so a person should hear about it.
+  // A file of version 1, or one that was filled while the token could not be checked.
   if (stored !== undefined && stored.merchantId === null && account.merchantId !== null)
     context.warn(
       `"${context.databasePath}" had no Square merchant recorded: from now on it belongs to the merchant ${account.merchantId}`,
@@ -179,6 +186,30 @@ export async function checkAccount(
     account.merchantId === null && stored !== undefined && stored.merchantId !== null;
   if (losesMerchant) return checked ?? buildUncheckedAccount(stored, context);
   return account;
+}
+
+/**
+ * Requires that Square has at least one of the customers for this token. Without a merchant to
+ * compare, this is the only proof that file and token belong to the same seller.
+ * @param ids the ids of customers of the file; without any, nothing can be mixed up
+ * @throws SyncError (usage)
+ * @see https://developer.squareup.com/reference/square/customers-api/bulk-retrieve-customers
+ */
+async function requireKnownCustomer(
+  square: SquareClient,
+  { databasePath }: RunContext,
+  ids: string[],
+): Promise<void> {
+  if (ids.length === 0) return;
+  const { responses = {} } = await square.customers.bulkRetrieveCustomers({ customerIds: ids });
+  const isUnknown = (id: string) =>
+    readErrors(responses[id]).some(({ code }) => code === "NOT_FOUND");
+  if (!ids.every(isUnknown)) return;
+  throw new SyncError(
+    "usage",
+    `Cannot use "${databasePath}": for this token, Square has none of the ${ids.length} newest customers of the file, so it seems to be the token of another seller`,
+    "the token of the seller of this file, or another file with --db or DATABASE_PATH; if all of these customers were deleted in Square, set deleted_at in their rows",
+  );
 }
 
 /**

@@ -46,7 +46,7 @@ const COMMON_OPTIONS = {
     describe: "The SQLite file [DATABASE_PATH or database.db]",
   },
   json: flag("Print the result as one JSON object"),
-  quiet: flag("Print only errors"),
+  quiet: flag("Print only warnings and errors"),
   verbose: flag("Also print changed rows, retries and causes"),
   help: flag("Show this help"),
   version: flag("Show the version"),
@@ -89,6 +89,8 @@ export interface Result {
   lines?: readonly string[] | undefined;
   /** A line for each changed row. They are printed to stderr, and only with --verbose. */
   details?: readonly string[] | undefined;
+  /** A line for each row that waits for a person. They are printed to stderr, except with --quiet. */
+  reasons?: readonly string[] | undefined;
   /** True if rows wait for a person. The exit code is then 3, so that a scheduler can report it. */
   hasWaitingRows?: boolean | undefined;
   /** The line that --quiet prints about these rows, for example `2 refused, 1 on hold`. */
@@ -166,7 +168,7 @@ async function execute<O extends OptionSet>(
     startedAt,
     traffic: { requests: 0, retries: 0, unknownOutcomes: 0 },
     warn(text) {
-      if (!quiet) reporter.report(`${name}: ${text}`);
+      reporter.report(`${name}: ${text}`);
     },
     // On a terminal, notes are printed without --verbose too. Otherwise a wait of a minute before a
     // retry would look like a script that hangs.
@@ -192,6 +194,7 @@ async function execute<O extends OptionSet>(
 
   reporter.progress.hide();
   if (verbose) for (const detail of result.details ?? []) reporter.report(`${name}: ${detail}`);
+  if (!quiet) for (const reason of result.reasons ?? []) reporter.report(`${name}: ${reason}`);
   if (json || !quiet) {
     // context.startedAt is not used here, because it can be Square's clock.
     const seconds = (Date.now() - startedAt) / 1_000;

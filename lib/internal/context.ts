@@ -37,7 +37,7 @@ export interface RunContext {
    */
   startedAt: number;
   traffic: Traffic;
-  /** Prints a warning to stderr, except with --quiet. */
+  /** Prints a warning to stderr, also with --quiet. */
   warn(text: string): void;
   /**
    * Prints a detail, for example a retry, to stderr. It is printed with --verbose, and also on a

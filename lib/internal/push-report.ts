@@ -9,7 +9,7 @@ interface ReportedRow {
   localId: string;
   outcome: "ready" | "created" | "linked" | "refused" | "held" | "later";
   /** Why a row is on hold. It decides what the report suggests. */
-  holdReason: "duplicate" | "opt-out" | "other" | null;
+  holdReason: "duplicate" | "opt-out" | "edited" | "not saved" | null;
   /** It was sent before and its outcome is unknown, so a push looks it up first. */
   inDoubt: boolean;
   id: string | null;
@@ -107,18 +107,24 @@ export function describeDryRun(
   };
 }
 
-/** Warns about each row that a person has to look at, and builds that part of the result. */
+/** Builds the part of the result that is about the rows that wait for a person. */
 function describeWaitingRows(
   context: RunContext,
   rows: readonly ReportedRow[],
   rowsWithOwnId: readonly string[],
 ) {
-  for (const { localId, outcome, reason } of rows)
-    if (reason !== null) context.warn(`row ${localId} is ${OUTCOME_WORDS[outcome]}: ${reason}`);
+  const reasons: string[] = [];
+  for (const { localId, outcome, reason } of rows) {
+    if (reason === null) continue;
+    const text = `row ${localId} is ${OUTCOME_WORDS[outcome]}: ${reason}`;
+    // The reason of a row that is done tells of a lost edit, so it is printed with --quiet too.
+    if (outcome === "created" || outcome === "linked") context.warn(text);
+    else reasons.push(text);
+  }
   if (rowsWithOwnId.length > 0) {
     const shown = rowsWithOwnId.slice(0, 10).join(", ");
     const more = rowsWithOwnId.length > 10 ? `, … (${rowsWithOwnId.length} rows)` : "";
-    context.warn(`not sent, because no pull has brought their id: row ${shown}${more}`);
+    reasons.push(`not sent, because no pull has brought their id: row ${shown}${more}`);
   }
 
   const { refused, held } = countOutcomes(rows);
@@ -128,6 +134,7 @@ function describeWaitingRows(
     waiting.push(`${rowsWithOwnId.length} not sent because of their id`);
   const nextSteps = listNextSteps(rows, rowsWithOwnId);
   return {
+    reasons,
     hasWaitingRows: waiting.length > 0,
     waitingText: waiting.join(", "),
     nextStep: nextSteps.length > 0 ? nextSteps.join("; ") : undefined,
@@ -135,19 +142,25 @@ function describeWaitingRows(
 }
 
 function listNextSteps(rows: readonly ReportedRow[], rowsWithOwnId: readonly string[]): string[] {
+  const isOnHold = (reason: ReportedRow["holdReason"]) =>
+    rows.some(({ holdReason }) => holdReason === reason);
   const steps: string[] = [];
   if (rows.some(({ outcome }) => outcome === "refused"))
     steps.push("correct the rejected rows and run it again");
-  if (rows.some(({ holdReason }) => holdReason === "duplicate"))
+  if (isOnHold("duplicate"))
     steps.push("change or delete the rows on hold, or send them with --allow-duplicates");
-  if (rows.some(({ holdReason }) => holdReason === "opt-out"))
+  if (isOnHold("opt-out"))
     steps.push(
       "send rows with email_unsubscribed with --allow-subscribe, which creates them as subscribed",
     );
-  if (rowsWithOwnId.length > 0)
+  if (isOnHold("edited"))
+    steps.push("run it again in a few minutes: it links an edited row when search returns it");
+  if (isOnHold("not saved"))
     steps.push(
-      "your own number belongs in reference_id: UPDATE customers SET reference_id = coalesce(reference_id, id), id = NULL WHERE local_id IN (…)",
+      "change the constraint or trigger that rejects the customer, then run the pulls and this script again",
     );
+  if (rowsWithOwnId.length > 0)
+    steps.push("move your own number from id to reference_id, and set id to NULL");
   return steps;
 }
 

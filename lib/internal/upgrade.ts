@@ -13,6 +13,7 @@ import {
   type ExpectedSchema,
   listMissingConstraints,
   listTables,
+  OWN_CUSTOMER_COLUMNS,
   SCHEMA_VERSION,
   type TableRules,
 } from "./schema-check.ts";
@@ -44,7 +45,10 @@ interface ReplacedTable {
 const FIRST_APPLICATION_ID = 0x53514301;
 const ENVIRONMENTS = ["sandbox", "production", "offline"];
 
-/** Adds missing columns, and renames the tables that have to be replaced. */
+/**
+ * Adds missing columns, and renames the tables that have to be replaced.
+ * @throws SyncError (usage) if the customers table has another name in the file
+ */
 export function beginUpgrade(db: Database, schema: string, expected: ExpectedSchema): Upgrade {
   const upgrade: Upgrade = {
     created: [],
@@ -52,6 +56,7 @@ export function beginUpgrade(db: Database, schema: string, expected: ExpectedSch
     replaced: [],
     oldVersion: readNumber(db, "PRAGMA user_version"),
   };
+  rejectOtherName(db, expected);
   for (const table of listTables(expected)) {
     const columns = listColumns(db, table.name);
     const is2018 = is2018Table(columns);
@@ -120,6 +125,22 @@ export function readSchemaColumns(schema: string, table: string): Map<string, st
   return columns;
 }
 
+// If lib/mapping.ts has a new name for the customers table, and the file still has the old one, the
+// new table would be empty, and the rows of the old table would be neither updated nor pushed.
+function rejectOtherName(db: Database, { table, path }: ExpectedSchema): void {
+  if (listColumns(db, table).length > 0) return;
+  const tables = readRows(db, "SELECT name FROM sqlite_master WHERE type = 'table'");
+  for (const name of tables.map((row) => String(row.name))) {
+    const columns = listColumns(db, name);
+    if (!OWN_CUSTOMER_COLUMNS.every((column) => columns.includes(column))) continue;
+    throw createSchemaError(
+      path,
+      `it has no table named ${table}, but its table ${name} has the same columns`,
+      `sqlite3 "${path}" 'ALTER TABLE ${quoteName(name)} RENAME TO ${table}', or another file with --db`,
+    );
+  }
+}
+
 function addMissingColumns(
   db: Database,
   schema: string,
@@ -133,8 +154,9 @@ function addMissingColumns(
       db.run(`ALTER TABLE ${table} ADD COLUMN ${name} ${definition}`);
     } catch {
       // SQLite cannot add a column that is UNIQUE or has a computed default to a table with rows.
-      // So add it without type and constraints. finishUpgrade adds the UNIQUE index.
-      db.run(`ALTER TABLE ${table} ADD COLUMN ${name}`);
+      // So add it with its type only. finishUpgrade adds the UNIQUE index.
+      const [type] = definition.split(" ");
+      db.run(`ALTER TABLE ${table} ADD COLUMN ${name} ${type}`);
     }
     added.push(`${table}.${name}`);
   }
