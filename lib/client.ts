@@ -37,7 +37,11 @@ export async function createSquareClient(
     maxRetries: MAX_RETRIES,
     fetch: await createStrictFetch(context, options.concurrency ?? 1),
   });
+  // If Square or the file does not name the seller, checkAccount looks up a few customers of the file:
+  // with the token of another seller, Square has none of them.
   const readIds = () => database.query(readNewestIds);
-  database.account = await checkAccount(square, context, database.account, options.scopes, readIds);
+  const stored = database.account;
+  const account = await checkAccount(square, context, stored, options.scopes, readIds);
+  database.account = account; // The next update saves it.
   return square;
 }

@@ -52,11 +52,12 @@ export interface SaveResult {
   unchanged: number;
   linked: number;
   changes: RowChange[];
-  /** The other customers are saved. */
+  /** The customers that the table rejected. All others were saved. */
   rejected: RejectedCustomer[];
 }
 
-// A save writes only the columns that hold what Square has. It keeps `source` and your own columns.
+// A save keeps `source` and your own columns. A customer that Square returned is not deleted, so the
+// marks of a deletion are cleared.
 const SAVED_COLUMNS = [...COLUMNS, "synced_at"];
 const ASSIGNMENTS = [
   ...SAVED_COLUMNS.map((column) => `${column} = ?`),
@@ -99,15 +100,16 @@ export function saveCustomers(
     rejected: [],
   };
   const statements = prepareStatements(db);
-  let linkable: Map<string, string> | undefined;
+  let localIdByReference: Map<string, string> | undefined;
   for (const customer of customers) {
     try {
       let stored = statements.findById(customer.id);
       if (stored === undefined) {
         // Only a customer that is new to the file can be linked. So the unpushed rows, which take
         // time to read, are read when the first such customer arrives.
-        linkable ??= readLinkableReferences(db, customers);
-        const localId = linkable.get(cleanReference(customer[REFERENCE_ID]));
+        localIdByReference ??= readLinkableReferences(db, customers);
+        // No row has an empty reference, so a customer without one is not linked.
+        const localId = localIdByReference.get(cleanReference(customer[REFERENCE_ID]));
         if (localId !== undefined) stored = statements.findUnpushed(localId);
       }
       const change = saveCustomer(statements, customer, stored, savedAt);
@@ -118,7 +120,8 @@ export function saveCustomers(
         result.changes.push(change);
       }
     } catch (error) {
-      requireOpenTransaction(db, customer.id, error);
+      // If a trigger has undone all other customers as well, nothing of this step can be saved.
+      throwIfRolledBack(db, customer.id, error);
       result.rejected.push({ id: customer.id, reason: messageOf(error) });
     }
   }
@@ -142,6 +145,7 @@ function saveCustomer(
   const customer = keepsOptOut ? { ...received, [EMAIL_UNSUBSCRIBED]: 1 } : received;
   const note = keepsOptOut ? OPT_OUT_NOTE : null;
   const { id } = customer;
+  // In the order of SAVED_COLUMNS.
   const values = [...COLUMNS.map((column) => customer[column] ?? null), savedAt];
 
   if (stored === undefined) {
@@ -150,15 +154,21 @@ function saveCustomer(
   }
   const localId = String(stored.local_id);
   if (stored.id === null) {
-    // A link always sets id and synced_at, so they are not listed. The version of an unpushed row
-    // means nothing, so compare as if it had none.
-    const columns = listChanges({ ...stored, id, synced_at: savedAt, version: null }, customer);
-    statements.update([...values, note, localId]);
+    // Every link sets id and version, so they are not listed.
+    const columns = listDifferences(stored, customer).filter(
+      (column) => column !== "id" && column !== "version",
+    );
+    statements.update(values, note, localId);
     return { localId, id, outcome: "linked", columns };
   }
-  const columns = listChanges(stored, customer);
+  if (isOutdated(customer, stored)) return undefined;
+  const columns = listDifferences(stored, customer);
+  if (isMarkedDeleted(stored)) columns.push("deleted_at");
+  // Without a time in synced_at, the row looks as if its id did not come from Square. So a cell
+  // that another program has cleared is filled again.
+  if (!isTime(stored.synced_at)) columns.push("synced_at");
   if (columns.length === 0) return undefined;
-  statements.update([...values, note, localId]);
+  statements.update(values, note, localId);
   return { localId, id, outcome: "updated", columns };
 }
 
@@ -171,8 +181,8 @@ function prepareStatements(db: Database) {
   const insert = db.prepare(INSERT);
   const selectLastLocalId = db.prepare("SELECT CAST(last_insert_rowid() AS TEXT)");
   const update = db.prepare(UPDATE);
-  // If the table has no customers yet, skip the search for each id. This stays right during the
-  // save, because each id occurs only once in it.
+  // If the table has no customers yet, skip the search for each id. The rows that this save inserts
+  // do not matter, because `customers` has each id only once.
   const hasCustomers =
     readRows(db, `SELECT 1 FROM ${TABLE} WHERE id IS NOT NULL LIMIT 1`).length > 0;
 
@@ -191,8 +201,8 @@ function prepareStatements(db: Database) {
       requireWrittenRow(db);
       return String(selectLastLocalId.get([])[0]);
     },
-    update(values: SqlValue[]): void {
-      update.run(values);
+    update(values: SqlValue[], note: string | null, localId: string): void {
+      update.run([...values, note, localId]);
       requireWrittenRow(db);
     },
     free(): void {
@@ -228,28 +238,28 @@ function readLinkableReferences(
   return localIds;
 }
 
-/**
- * Lists the columns of a row whose values differ from the customer. The list is empty when the row
- * must stay as it is, because it holds a newer version: search can return an older version than the
- * one that a push has just saved.
- */
-function listChanges(stored: LocalRow, customer: CustomerRow): string[] {
-  // If Square returns a customer that was marked as deleted, save it, whatever its version is. It
-  // was restored, or the mark was a mistake.
-  const wasMarkedDeleted = stored.deleted_at !== null;
-  // A version that is not a number, for example an empty text, counts as unknown.
-  const storedVersion = typeof stored.version === "number" ? stored.version : -1;
-  const isOutdated = (customer.version ?? -1) < storedVersion;
-  if (isOutdated && !wasMarkedDeleted) return [];
-
-  const columns = COLUMNS.filter(
+/** Lists the columns of a row whose values differ from the customer. */
+function listDifferences(stored: LocalRow, customer: CustomerRow): string[] {
+  return COLUMNS.filter(
     (column) => !isSameValue(column, stored[column] ?? null, customer[column] ?? null),
   );
-  if (wasMarkedDeleted) columns.push("deleted_at");
-  // Without a time in synced_at, the row looks as if its id did not come from Square. So a cell
-  // that another program has cleared is filled again.
-  if (!isTime(stored.synced_at)) columns.push("synced_at");
-  return columns;
+}
+
+/**
+ * True if the row holds a newer version than the customer that Square returned: search can return
+ * an older version than the one that a push has just saved.
+ */
+function isOutdated(customer: CustomerRow, stored: LocalRow): boolean {
+  // If Square returns a customer that was marked as deleted, save it, whatever its version is. It
+  // was restored, or the mark was a mistake.
+  if (isMarkedDeleted(stored)) return false;
+  // A version that is not a number, for example an empty text, counts as unknown.
+  const storedVersion = typeof stored.version === "number" ? stored.version : -1;
+  return (customer.version ?? -1) < storedVersion;
+}
+
+function isMarkedDeleted(stored: LocalRow): boolean {
+  return isTime(stored.deleted_at);
 }
 
 /**
@@ -268,13 +278,13 @@ function isTime(value: SqlValue | undefined): boolean {
 }
 
 /**
- * Checks that a failed statement has not ended the transaction. SQLite usually undoes only the
- * statement. A constraint or trigger with ROLLBACK undoes the whole transaction, so nothing of this
- * step can be saved.
+ * Throws if a failed statement has ended the transaction. SQLite usually undoes only the statement. A
+ * constraint or trigger with ROLLBACK undoes the whole transaction, so nothing of this step can be
+ * saved.
  * @param error the error of the statement
- * @throws SyncError (failed) when the transaction has ended
+ * @throws SyncError (failed)
  */
-export function requireOpenTransaction(db: Database, id: string, error: unknown): void {
+export function throwIfRolledBack(db: Database, id: string, error: unknown): void {
   if (isInTransaction(db)) return;
   throw new SyncError(
     "failed",
@@ -364,7 +374,8 @@ export function readLiveCustomers(db: Database): LiveCustomer[] {
 
 /** Reads the ids of the customers of Square that were added to the file last, at most 100. */
 export function readNewestIds(db: Database): string[] {
-  // A script of your own can keep its customers in another table.
+  // createSquareClient calls this for every file. If your own script keeps its customers in another
+  // table, the file may not have this one.
   if (listColumns(db, TABLE).length === 0) return [];
   const rows = readRows(
     db,
@@ -401,6 +412,7 @@ export function markGone(
       [id],
     );
     if (row === undefined) continue;
+    db.run("SAVEPOINT mark");
     try {
       db.run(`UPDATE ${TABLE} SET deleted_at = ?, merged_into = ? WHERE id = ?`, [
         markedAt,
@@ -412,9 +424,12 @@ export function markGone(
       const outcome = mergedInto === null ? "deleted" : "merged";
       marked.push({ localId: String(row.local_id), id, outcome, columns: [], mergedInto });
     } catch (error) {
-      requireOpenTransaction(db, id, error);
+      throwIfRolledBack(db, id, error);
+      // Undo the mark too, so that the next run tries again.
+      db.run("ROLLBACK TO mark");
       rejected.push({ id, reason: messageOf(error) });
     }
+    db.run("RELEASE mark");
   }
   return { marked, rejected };
 }
@@ -433,18 +448,17 @@ function followMerge(db: Database, id: string, mergedInto: string, hasOptOut: bo
 }
 
 /**
- * Lists the rows with their own id. They look as if they had been pushed, but Square does not have
- * them. A push first gives a row its id, and then saves the other values. If the table rejects
- * these, the row has an id and no synced_at, but also an idempotency key and a push_error. Such a
- * row is not listed.
+ * Lists the rows with their own id: they have an id and no synced_at. One kind of such rows is left
+ * out: a push gave the row its id, and then the table rejected the other values. That row also has an
+ * idempotency key and a push_error.
+ * @returns the local_id of each row
  */
 export function listRowsWithOwnId(db: Database): string[] {
-  // The name local_id alone is the text from CAST, which sorts 10 before 9.
   const rows = readRows(
     db,
-    `SELECT CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
+    `SELECT CAST(local_id AS TEXT) AS local_id_text FROM ${TABLE}
      WHERE id IS NOT NULL AND julianday(synced_at) IS NULL AND ${NOT_DELETED}
-       AND (idempotency_key IS NULL OR push_error IS NULL) ORDER BY ${TABLE}.local_id`,
+       AND NOT (idempotency_key IS NOT NULL AND push_error IS NOT NULL) ORDER BY local_id`,
   );
-  return rows.map((row) => String(row.local_id));
+  return rows.map((row) => String(row.local_id_text));
 }

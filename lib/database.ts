@@ -18,7 +18,7 @@ import {
 } from "./internal/file.ts";
 import { acquireLock } from "./internal/lock.ts";
 import { requireReady } from "./internal/schema-check.ts";
-import { countWrites, readNumber, readRows } from "./internal/sql.ts";
+import { countWrites, isInTransaction, readNumber, readRows } from "./internal/sql.ts";
 import { COLUMNS, TABLE } from "./mapping.ts";
 
 /** A database file that this run has locked. */
@@ -35,7 +35,8 @@ export interface DatabaseFile {
   /**
    * Runs a step in one transaction, and saves the result to the file. If another program has
    * changed the file since it was read, the file is read again and the step runs again. A step can
-   * therefore run twice: it may set values outside the database, but not add to them.
+   * therefore run twice. Outside the database, it may assign to a variable, but it must not increase
+   * a counter or add to an array.
    * @throws SyncError, or the error that the step threw; the file is then unchanged
    */
   update<T>(step: (db: Database) => T): Promise<T>;
@@ -43,11 +44,6 @@ export interface DatabaseFile {
 
 // How often an update runs its step while another program keeps changing the file.
 const MAX_ATTEMPTS = 20;
-
-// countWrites counts changed rows. To notice changed tables too, countChanges adds these two version
-// numbers. Both only increase, so an equal sum means that nothing has changed.
-const VERSIONS = `SELECT schema_version + user_version
-  FROM pragma_schema_version, pragma_user_version`;
 
 /**
  * Locks a database file until the script ends, and reads it. sql.js works on a copy in memory, so
@@ -91,17 +87,19 @@ export async function openDatabase(
     requireUndamaged(db, shownPath);
     check(db);
     // A script that works without a Square account has no environment.
-    if (square.environment !== "") {
-      // A new file has no tables yet, so it has no account either.
-      const stored = mayCreate && isEmpty(db) ? undefined : readAccount(db, shownPath);
-      // When the file is opened, no account is known yet, so only the environment is compared. Later,
-      // this is the seller of the token. A file that another program has put in the place of the
-      // first one must belong to the same seller.
-      const merchantId = database.account?.merchantId ?? null;
-      requireSameAccount(shownPath, stored, { environment: square.environment, merchantId });
-      database.account ??= stored;
-    }
+    if (square.environment !== "") compareAccount();
     fingerprint = file.fingerprint;
+  }
+
+  // Compares the account of the file with the account of this run. At the first load, only the
+  // environment of this run is known. At a later load, the seller of the token is known too: a file
+  // that another program has put in the place of the first one must belong to the same seller.
+  function compareAccount(): void {
+    // A new file has no tables yet, so it has no account either.
+    const stored = mayCreate && isEmpty(db) ? undefined : readAccount(db, shownPath);
+    const merchantId = database.account?.merchantId ?? null;
+    requireSameAccount(shownPath, stored, { environment: square.environment, merchantId });
+    database.account ??= stored;
   }
 
   // Runs a step on the copy in memory, and returns whether the step has changed it.
@@ -122,7 +120,8 @@ export async function openDatabase(
       try {
         return step(db);
       } finally {
-        db.run("ROLLBACK");
+        // A trigger with ROLLBACK can have ended the transaction already.
+        if (isInTransaction(db)) db.run("ROLLBACK");
       }
     },
     async update(step) {
@@ -153,8 +152,12 @@ export async function openDatabase(
   return database;
 }
 
+// countWrites counts changed rows. CREATE TABLE and ALTER TABLE increase schema_version, and init-db
+// also sets user_version. All three only increase, so an equal sum means that nothing has changed.
 function countChanges(db: Database): number {
-  return countWrites(db) + readNumber(db, VERSIONS);
+  const versions = `SELECT schema_version + user_version
+    FROM pragma_schema_version, pragma_user_version`;
+  return countWrites(db) + readNumber(db, versions);
 }
 
 // SQLite reports a damaged page only when it reads that page. Check all pages now, so that a script

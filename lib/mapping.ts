@@ -6,7 +6,8 @@
  */
 import type { SqlValue } from "sql.js";
 import type { Square } from "square"; // Types only: the package itself is loaded by client.ts.
-import type { Contacts } from "./internal/duplicates.ts";
+import type { ComparedValues } from "./internal/duplicates.ts";
+import { isRecord } from "./internal/json.ts";
 import { isBlank, normalizeCell, type TextKind } from "./internal/normalize.ts";
 import { INVALID_UTF8 } from "./internal/utf8.ts";
 
@@ -116,7 +117,7 @@ export function columnOf(field: SquareField): string {
   return column;
 }
 
-/** The columns that the SQL of other files names. */
+/** These columns appear in the SQL of other files. */
 export const REFERENCE_ID = columnOf("referenceId");
 export const CREATED_AT = columnOf("createdAt");
 export const EMAIL_UNSUBSCRIBED = columnOf("preferences.emailUnsubscribed");
@@ -133,9 +134,18 @@ export interface CustomerRow {
 /** A row that was read from the table. */
 export type LocalRow = Record<string, SqlValue>;
 
-// Finds the field for a property name in a reply. A field can have up to three; see listNames.
+// The field for each name under which it can arrive in a reply. listNames lists these names.
 const FIELD_BY_NAME = new Map<string, Field>();
-for (const field of FIELDS) for (const name of listNames(field)) FIELD_BY_NAME.set(name, field);
+for (const field of FIELDS) {
+  for (const name of listNames(field)) FIELD_BY_NAME.set(name, field);
+}
+
+// Finds the characters that formatText repairs, and complete surrogate pairs, for example an emoji. It
+// is a fast first test, because most texts have none of them.
+const MAY_NEED_REPAIR = /[\0\uD800-\uDFFF]/;
+
+// With the flag u, \p{Cs} finds only half a pair.
+const NUL_OR_HALF_PAIR = /\0|\p{Cs}/gu;
 
 // A row without values. Copying an object that has all columns takes half the memory of adding the
 // columns one by one.
@@ -152,8 +162,9 @@ const ID_COLUMNS = new Set(
 );
 
 /**
- * Builds the row of a customer that Square returned. A value of an unexpected type is kept as text,
- * because a pull must not fail or lose data because of one unusual customer.
+ * Builds the row of a customer that Square returned. A pull must not fail because of one unusual
+ * customer. So a value of an unexpected type is kept as text, except that an unexpected integer
+ * becomes NULL and an unexpected boolean becomes 0.
  */
 export function buildRow(customer: Square.Customer): CustomerRow {
   const row = { ...BLANK_ROW };
@@ -174,23 +185,18 @@ function copyFields(source: object, prefix: string, row: CustomerRow): void {
   }
 }
 
-/**
- * Lists the names under which a field can arrive. Normally, the SDK renames all parts of
- * `tax_ids.eu_vat` to camelCase: `taxIds.euVat`. If the value of tax_ids has an unexpected type, it
- * renames nothing. If only the value of eu_vat has one, it renames only the outer part:
- * `taxIds.eu_vat`.
- */
+/** Lists the names under which a field can arrive. The SDK does not always rename all parts. */
 function listNames({ square }: Field): string[] {
-  return [square, formatSnakeCase(square), square.replace(/[^.]+$/, formatSnakeCase)];
+  return [
+    square, // `taxIds.euVat`, the normal case
+    formatSnakeCase(square), // `tax_ids.eu_vat`, if the value of tax_ids has an unexpected type
+    square.replace(/[^.]+$/, formatSnakeCase), // `taxIds.eu_vat`, if only that of eu_vat has one
+  ];
 }
 
 // `address.addressLine1` is `address.address_line_1` in Square's JSON.
 function formatSnakeCase(sdkName: string): string {
   return sdkName.replace(/[A-Z]|[0-9]+/g, (part) => `_${part.toLowerCase()}`);
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 function buildValue(value: unknown, storedAs: Field["storedAs"]): SqlValue {
@@ -227,9 +233,7 @@ function normalizeTime(value: unknown): string {
 // U+FFFD.
 function formatText(value: unknown): string {
   const text = typeof value === "object" ? formatJson(value) : String(value);
-  // A fast first test, because most texts have no such character. It also matches complete pairs,
-  // for example an emoji. The replacement keeps these: with the flag u, \p{Cs} matches only halves.
-  return /[\0\uD800-\uDFFF]/.test(text) ? text.replace(/\0|\p{Cs}/gu, "\uFFFD") : text;
+  return MAY_NEED_REPAIR.test(text) ? text.replace(NUL_OR_HALF_PAIR, "\uFFFD") : text;
 }
 
 // The SDK returns a large number as bigint, for which JSON.stringify throws an error.
@@ -320,8 +324,8 @@ function setField(customer: NewCustomer, field: CreateField, text: string): void
   else customer.taxIds = { ...customer.taxIds, [second]: text };
 }
 
-/** Returns the values that are compared to find possible duplicates, cleaned as they are sent. */
-export function findContacts(row: LocalRow): Contacts {
+/** Builds the values that are compared to find possible duplicates. They are cleaned as for sending. */
+export function buildComparedValues(row: LocalRow): ComparedValues {
   return {
     emailAddress: cleanColumn(row, "emailAddress", "email"),
     phoneNumber: cleanColumn(row, "phoneNumber", "phone"),
@@ -343,5 +347,6 @@ function cleanColumn(row: LocalRow, field: SquareField, kind: TextKind): string 
  * @returns undefined for an error that is not about one column
  */
 export function findColumnOfError(field: string): string | undefined {
+  // The dots make only whole names match: an error about `sublocality` is not about `locality`.
   return FIELDS.find(({ square }) => `.${field}`.endsWith(`.${formatSnakeCase(square)}`))?.column;
 }

@@ -3,16 +3,15 @@
  */
 import type { Database } from "sql.js";
 import type { Square } from "square";
-import {
-  OPT_OUT_NOTE,
-  requireOpenTransaction,
-  requireWrittenRow,
-  saveCustomers,
-} from "./customers.ts";
+import { OPT_OUT_NOTE, requireWrittenRow, saveCustomers, throwIfRolledBack } from "./customers.ts";
 import { messageOf } from "./internal/errors.ts";
-import { OWN_CUSTOMER_COLUMNS } from "./internal/schema-check.ts";
+import { SCRIPT_COLUMNS } from "./internal/schema-check.ts";
 import { quoteName, readRows } from "./internal/sql.ts";
-import { formatErrors, isRejection, type SquareProblem } from "./internal/square-errors.ts";
+import {
+  formatErrors,
+  isContentRejected,
+  type SquareErrorEntry,
+} from "./internal/square-errors.ts";
 import {
   buildCustomer,
   buildRow,
@@ -40,17 +39,19 @@ export interface Success {
  * table that rejects one row does not stop the others.
  *
  * For each row: remove the copy that a pull has inserted, give the row the id of the customer, and
- * keep your own columns of the removed copy. After that, saveCustomers finds the rows by their ids
+ * copy your own columns from the removed copy. After that, saveCustomers finds the rows by their ids
  * and saves the other values.
  */
 export function saveSuccesses(db: Database, successes: readonly Success[]): void {
+  // The customers to save by id, each in its newest version.
   const latest = new Map<string, CustomerRow>();
   const rowsById = new Map<string, PushRow>();
   for (const { row, customer, outcome } of successes) {
     const id = String(customer.id);
     const stored = readUnpushedRow(db, row);
     if (stored === undefined) {
-      // Another program has removed the row. The customer is saved as a new row.
+      // Another program has removed the row, marked it as deleted, or given it an id. saveCustomers
+      // finds the customer by its id, or inserts it.
       keepLatestVersion(latest, buildRow(customer));
       rowsById.set(id, row);
       markDone(row, outcome, id, null);
@@ -58,27 +59,20 @@ export function saveSuccesses(db: Database, successes: readonly Success[]): void
     }
     db.run("SAVEPOINT link");
     try {
-      // A pull can have saved the customer already, and a newer version of it than this reply has.
+      // If a pull has saved the customer already, its version can be newer than that of this reply.
       const pulled = removePulledRow(db, id);
       if (pulled !== undefined) keepLatestVersion(latest, pulled);
       keepLatestVersion(latest, buildRow(customer));
       linkRow(db, row, stored, id, latest.get(id)?.version ?? null);
-      if (pulled !== undefined) keepOwnColumns(db, pulled, id);
+      if (pulled !== undefined) copyUserColumns(db, pulled, id);
       rowsById.set(id, row);
-      // Was the row edited after it was sent? Compare it with the data that was sent. For a row in
-      // doubt this is not known, because an earlier attempt can have created the customer. So
-      // compare that row with the customer that Square returned.
-      const isSentLast = outcome === "created" && !row.inDoubt;
-      const known = buildRow(isSentLast ? row.customer : customer);
-      const edited = listEditedColumns(stored, known);
-      const reason = `edited after it was sent: Square's value replaced ${edited.join(", ")}`;
-      markDone(row, outcome, id, edited.length > 0 ? reason : null);
+      markDone(row, outcome, id, describeLostEdits(row, stored, customer, outcome));
       db.run("RELEASE link");
     } catch (error) {
-      requireOpenTransaction(db, id, error);
+      throwIfRolledBack(db, id, error);
       db.run("ROLLBACK TO link; RELEASE link");
-      // This row was not linked, so saving its customer would insert a second row. But if another
-      // row was linked to the same customer, save it.
+      // Do not save the customer, because that would insert a second row. Exception: another row of
+      // this batch was linked to the same customer.
       if (!rowsById.has(id)) latest.delete(id);
       holdUnsaved(db, row, id, messageOf(error));
     }
@@ -120,7 +114,7 @@ function holdUnsaved(db: Database, row: PushRow, id: string, problem: string): v
     ]);
   } catch (error) {
     // The trigger that rejects the values can reject this write too. The reason is printed anyway.
-    requireOpenTransaction(db, id, error);
+    throwIfRolledBack(db, id, error);
   }
 }
 
@@ -144,13 +138,12 @@ function removePulledRow(db: Database, id: string): CustomerRow | undefined {
  * Copies the values of your own columns from a removed row to the row that takes its place, where
  * that row still has the default value.
  */
-function keepOwnColumns(db: Database, removed: LocalRow, id: string): void {
+function copyUserColumns(db: Database, removed: LocalRow, id: string): void {
   const columns = readRows(db, "SELECT name, dflt_value FROM pragma_table_info(?)", [TABLE]);
   for (const { name, dflt_value: defaultValue } of columns) {
     const column = String(name);
     const value = removed[column] ?? null;
-    if (value === null || COLUMNS.includes(column) || OWN_CUSTOMER_COLUMNS.includes(column))
-      continue;
+    if (value === null || COLUMNS.includes(column) || SCRIPT_COLUMNS.includes(column)) continue;
     const quoted = quoteName(column);
     db.run(
       `UPDATE ${TABLE} SET ${quoted} = ?
@@ -162,8 +155,9 @@ function keepOwnColumns(db: Database, removed: LocalRow, id: string): void {
 
 /**
  * Gives a row its id in Square.
- * @param version the version of the customer. The row can hold a larger one, for example because it
- *   was copied from another customer. saveCustomers would then treat this customer as outdated
+ * @param version the version of the customer. It replaces the version in the row, which can be from
+ *   another customer, if the row is a copy. With a larger version in the row, saveCustomers would
+ *   ignore this customer as outdated
  */
 function linkRow(
   db: Database,
@@ -184,10 +178,27 @@ function linkRow(
 }
 
 /**
- * Lists the columns of a row that were edited after it was sent. The save replaces their values
- * with those of Square.
- * @param known the values that Square has
+ * Describes the columns of a row that were edited after the row was sent. The save replaces their
+ * values with those of Square.
+ * @param stored the row as it is in the file now
+ * @returns null if no column was edited
  */
+function describeLostEdits(
+  row: PushRow,
+  stored: LocalRow,
+  customer: Square.Customer,
+  outcome: Success["outcome"],
+): string | null {
+  // A row that was sent once is compared with the data that was sent. A row in doubt can have been
+  // created by an earlier request, whose data is not known anymore. So it is compared with the
+  // customer that Square returned.
+  const wasSentOnce = outcome === "created" && !row.inDoubt;
+  const edited = listEditedColumns(stored, buildRow(wasSentOnce ? row.customer : customer));
+  if (edited.length === 0) return null;
+  return `edited after it was sent: Square's value replaced ${edited.join(", ")}`;
+}
+
+/** @param known the values that Square has */
 function listEditedColumns(stored: LocalRow, known: CustomerRow): string[] {
   const ours = normalizeRow(stored);
   const theirs = normalizeRow(known);
@@ -212,10 +223,10 @@ function normalizeRow(row: LocalRow): CustomerRow {
 // ---- Rows that Square did not create ----
 
 /** Saves why Square did not create a row, or leaves the row to a later run. */
-export function saveErrors(db: Database, row: PushRow, errors: SquareProblem[]): void {
+export function saveErrors(db: Database, row: PushRow, errors: SquareErrorEntry[]): void {
   const named = errors.map((error) => ({ ...error, field: nameField(row, error) }));
   const reason = `Square returned ${formatErrors(named) || "no customer"}`;
-  if (!isRejection(errors)) {
+  if (!isContentRejected(errors)) {
     // The errors are not about the row, but about Square, the token, or an attempt that still runs.
     row.outcome = "later";
     row.reason = reason;
@@ -243,7 +254,7 @@ export function saveErrors(db: Database, row: PushRow, errors: SquareProblem[]):
  * Lists the errors of a bulk request that are about one row. Their field starts with
  * `customers.<idempotency key>`.
  */
-export function listErrorsOf(row: PushRow, errors: SquareProblem[]): SquareProblem[] {
+export function listErrorsOf(row: PushRow, errors: SquareErrorEntry[]): SquareErrorEntry[] {
   const prefix = `customers.${row.idempotencyKey}`;
   return errors.filter(({ field = "" }) => field === prefix || field.startsWith(`${prefix}.`));
 }
@@ -252,6 +263,6 @@ export function listErrorsOf(row: PushRow, errors: SquareProblem[]): SquareProbl
  * Returns the column that an error is about. Without such a column, returns the field as Square names
  * it.
  */
-function nameField(row: PushRow, { field = "" }: SquareProblem): string {
+function nameField(row: PushRow, { field = "" }: SquareErrorEntry): string {
   return findColumnOfError(field) ?? field.replace(`customers.${row.idempotencyKey}.`, "");
 }

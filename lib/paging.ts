@@ -2,7 +2,7 @@
 import type { Square, SquareClient } from "square";
 import { SyncError } from "./internal/errors.ts";
 import { readInParallel } from "./internal/parallel.ts";
-import { findRejection } from "./internal/square-errors.ts";
+import { findContentErrors } from "./internal/square-errors.ts";
 
 /** The filter of a SearchCustomers request. */
 export type Filter = Square.CustomerFilter;
@@ -70,7 +70,7 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
       // A cursor expires after a few minutes. Square has accepted the same query before, so if it
       // rejects the request now, the cursor has expired. Start again from the first page. Yielding
       // a customer twice is harmless, because callers collect customers by id.
-      const isExpired = cursor !== undefined && findRejection(error) !== undefined;
+      const isExpired = cursor !== undefined && findContentErrors(error) !== undefined;
       if (!isExpired || restarts === MAX_RESTARTS) throw error;
       restarts++;
       cursor = undefined;
@@ -80,9 +80,10 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
 
     const customers = response.customers ?? [];
     for (const { id } of customers) ids.add(id);
-    // Square counts again for each page. Example: it counts 10 and returns A. Then A is deleted, so
-    // it counts 9. If it then omits B, `ids` has 9 entries, A among them, and 9 - 9 would hide that
-    // B is missing. So use the largest count.
+    // Square counts again for each page. Keep the largest count, because a later one is smaller if a
+    // customer is deleted during the search, while `ids` still has that customer. Otherwise a deleted
+    // customer could hide a missing one. Example: of 10 customers, A is returned and then deleted, and
+    // B is never returned. The last count is 9, and `ids` has 9 entries, so none would seem missing.
     count = Math.max(count, Number(response.count ?? 0));
     yield { customers, count, missingCount: Math.max(count - ids.size, 0) };
 
@@ -100,16 +101,17 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
  * large result into slices of time and reads several of them at the same time, so the pages come in
  * any order. And if customers are missing at the end, it runs the whole search again, up to twice.
  * @param options.concurrency how many slices to read at the same time; 1 = do not divide the result
- * @param options.createdBefore the end of the time to divide, in milliseconds since 1970: no
- *   customer of the result was created later
+ * @param options.divideUntil the end of the time to divide, in milliseconds since 1970. Customers
+ *   that were created later are returned too
  */
 export async function* searchCustomers(
   square: SquareClient,
   filter: Filter,
-  options: { concurrency: number; createdBefore: number },
+  options: { concurrency: number; divideUntil: number },
 ): AsyncGenerator<Page> {
   for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt++) {
-    // Each attempt is a new search with its own count, so begin with 0 again.
+    // Each attempt is a new search with its own count, so begin with 0 again. Each page has the
+    // missing count of the whole search so far, also if it comes from a slice.
     let missingCount = 0;
     const pages =
       options.concurrency === 1

@@ -3,14 +3,14 @@
  * first request, its result is stored: an idempotency key for each row to send, and the reason for
  * each other row.
  *
- * A row is **in doubt** when it was sent and its outcome is unknown, for example because the reply
- * was lost. It has an idempotency key and no id. It may exist in Square, so it is looked up before
- * it is sent again.
+ * A row is **in doubt** when it may have been sent and its outcome is unknown, for example because
+ * the reply was lost. It has an idempotency key and no id. It may exist in Square, so it is looked up
+ * before it is sent again.
  */
 import type { Database, SqlValue } from "sql.js";
 import { readUnpushedReferences } from "./customers.ts";
 import {
-  type Contacts,
+  type ComparedValues,
   createDuplicateIndex,
   type DuplicateIndex,
   type Match,
@@ -19,12 +19,12 @@ import { messageOf, SyncError } from "./internal/errors.ts";
 import { countWrites, isInTransaction, readRows, resetWrites } from "./internal/sql.ts";
 import { findInvalidUtf8 } from "./internal/utf8.ts";
 import {
+  buildComparedValues,
   buildCustomer,
   buildRow,
   CREATED_AT,
   columnOf,
   EMAIL_UNSUBSCRIBED,
-  findContacts,
   type LocalRow,
   type NewCustomer,
   NOT_DELETED,
@@ -39,9 +39,9 @@ export interface PushRow {
   idempotencyKey: string;
   /** The data to send. */
   customer: NewCustomer;
-  /** The values with which the row was compared with other rows when it was selected. */
-  contacts: Contacts;
-  /** The row was sent before, in this run or an earlier one, and the outcome is unknown. */
+  /** The values that were compared with those of other rows when the row was selected. */
+  comparedValues: ComparedValues;
+  /** The row may have been sent, in this run or an earlier one, and the outcome is unknown. */
   inDoubt: boolean;
   /** Each `reference_id` under which Square may have a row in doubt. Empty for other rows. */
   references: string[];
@@ -107,14 +107,14 @@ export function prepareRows(db: Database, selection: Selection): PushRow[] {
 }
 
 /** True if the row needs a request: to look it up, or to create it. */
-export function needsSquare({ outcome, inDoubt }: PushRow): boolean {
+export function needsRequest({ outcome, inDoubt }: PushRow): boolean {
   return outcome === "ready" || inDoubt;
 }
 
 function readSelectedRows(db: Database, { source, createdSince, limit }: Selection): LocalRow[] {
   // Rows with an error of an earlier run come last. Otherwise, the same bad rows could use up
   // --limit in every run. A row whose created_at is not a time is selected, because it can be new.
-  // Without the table's name, ORDER BY would sort by the text in the SELECT, and put 10 before 9.
+  // ORDER BY local_id alone would sort by the text in the SELECT, and put 10 before 9.
   return readRows(
     db,
     `SELECT *, CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
@@ -131,9 +131,9 @@ function createPushRow(stored: LocalRow): PushRow {
     localId: String(stored.local_id),
     idempotencyKey: storedKey || crypto.randomUUID(),
     customer: {}, // checkRow builds it.
-    contacts: findContacts(stored),
-    // Whether the row was sent is not stored. If the script was killed between storing the key and
-    // the request, it was not. So every row with a key counts as sent.
+    comparedValues: buildComparedValues(stored),
+    // A stored key means that the row may have been sent. The file does not record the request
+    // itself: if the script was killed before it, the row has a key and was never sent.
     inDoubt: storedKey !== "",
     references: [],
     hadError: stored.push_error !== null,
@@ -183,10 +183,10 @@ function checkRow(
     return;
   }
 
-  const candidate = { localId: row.localId, id: null, ...findContacts(stored) };
-  // A pull usually links the customer of a row in doubt. If it could not, for example because two
-  // rows shared the reference_id at that time, it has inserted the customer as a second row. That
-  // row is not a duplicate but the same customer, so ignore a match with its reference_id.
+  const candidate = { localId: row.localId, id: null, ...buildComparedValues(stored) };
+  // A row in doubt can exist in Square. A pull usually links it to its customer. If two rows shared the
+  // reference_id at that time, the pull has inserted the customer as another row. That row has the
+  // reference_id of this row and is the same customer, so it is not a duplicate.
   const options = row.inDoubt ? { ignoredReference: chooseReferenceId(row) } : {};
   const match = duplicates?.find(candidate, options);
   if (match !== undefined) {
@@ -225,9 +225,10 @@ export function parseOptOut(stored: LocalRow): boolean | undefined {
 /** Indexes the rows that a selected row can be a duplicate of. */
 function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
   // To save memory, the index keeps only the values that a selected row has.
-  const index = createDuplicateIndex(selected.map(findContacts));
+  const index = createDuplicateIndex(selected.map(buildComparedValues));
   const columns = [columnOf("emailAddress"), columnOf("phoneNumber"), columnOf("referenceId")];
-  // Customers of Square, and rows that were sent. checkRow adds the rows that will be sent. Deleted
+  // Read the customers of Square, and the rows that may have been sent. A selected row can be among
+  // them: a row is never compared with itself. checkRow adds the rows that will be sent. Deleted
   // customers are left out, because the same person may come back.
   const statement = db.prepare(
     `SELECT CAST(local_id AS TEXT) AS local_id, id, ${columns.join(", ")} FROM ${TABLE}
@@ -237,7 +238,7 @@ function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
   while (statement.step()) {
     const row = statement.getAsObject();
     const id = row.id === null ? null : String(row.id);
-    index.add({ localId: String(row.local_id), id, ...findContacts(row) });
+    index.add({ localId: String(row.local_id), id, ...buildComparedValues(row) });
   }
   statement.free();
   return index;
@@ -271,7 +272,7 @@ function trySave(db: Database, row: PushRow): string | undefined {
   const writesBefore = countWrites(db);
   db.run("SAVEPOINT trial");
   try {
-    storeKey(db, row);
+    writeKey(db, row);
     db.run(`UPDATE ${TABLE} SET ${assignments.join(", ")}, push_error = NULL WHERE local_id = ?`, [
       ...Object.values(example),
       now,
@@ -281,8 +282,8 @@ function trySave(db: Database, row: PushRow): string | undefined {
   } catch (error) {
     problem = messageOf(error);
   }
-  // A constraint or trigger with ROLLBACK ends the whole transaction. All rows are checked before
-  // the first one is written, so nothing is lost, and a new transaction can take its place.
+  // A constraint or trigger with ROLLBACK ends the whole transaction, so begin another one. No write
+  // is lost with the first one, because all rows are checked before anything is written.
   db.run(isInTransaction(db) ? "ROLLBACK TO trial; RELEASE trial" : "BEGIN");
   // The trial has left no change. Without this call, its writes would still count, and an update
   // would save the file without need.
@@ -291,10 +292,10 @@ function trySave(db: Database, row: PushRow): string | undefined {
 }
 
 /**
- * Checks rows again right before they are sent, because another program may have edited them. Rows
- * that must not be sent anymore get another outcome than `ready`.
+ * Checks rows again right before they are sent, because another program may have edited them. A row
+ * that must not be sent anymore gets another outcome than `ready`, and its reason is saved.
  */
-export function checkAgain(db: Database, rows: readonly PushRow[], selection: Selection): void {
+export function recheckRows(db: Database, rows: readonly PushRow[], selection: Selection): void {
   const current: { row: PushRow; stored: LocalRow; isChanged: boolean }[] = [];
   for (const row of rows) {
     const stored = readUnpushedRow(db, row);
@@ -307,7 +308,7 @@ export function checkAgain(db: Database, rows: readonly PushRow[], selection: Se
     row.outcome = "ready";
     row.holdReason = null;
     row.reason = null;
-    current.push({ row, stored, isChanged: hasChangedContacts(row, stored) });
+    current.push({ row, stored, isChanged: hasChangedValues(row, stored) });
   }
 
   // Reading the whole table again takes time. So only rows with a new email address, phone number
@@ -317,8 +318,8 @@ export function checkAgain(db: Database, rows: readonly PushRow[], selection: Se
   const duplicates = needsIndex ? indexDuplicates(db, changed) : undefined;
   for (const { row, stored, isChanged } of current) {
     checkRow(db, row, stored, isChanged ? duplicates : undefined, selection);
-    // Always send a reference_id, so that the row can be looked up. storeKeys has stored one, but
-    // another program can have removed it since.
+    // Always send a reference_id, so that the row can be looked up. storeCheckResults has stored one,
+    // but another program can have removed it since.
     row.customer.referenceId = chooseReferenceId(row);
   }
 
@@ -328,14 +329,14 @@ export function checkAgain(db: Database, rows: readonly PushRow[], selection: Se
     if (row.outcome !== "ready") saveReason(db, row, { clearKey: !row.inDoubt });
 }
 
-/** True if a row has other contacts than when it was selected. */
-function hasChangedContacts({ contacts, idempotencyKey }: PushRow, stored: LocalRow): boolean {
-  const { emailAddress, phoneNumber, referenceId } = findContacts(stored);
-  // storeKeys has saved the idempotency key as the reference_id of a row without one.
-  const expectedReferenceId = contacts.referenceId || idempotencyKey;
+/** True if a compared value of a row has changed since the row was selected. */
+function hasChangedValues({ comparedValues, idempotencyKey }: PushRow, stored: LocalRow): boolean {
+  const { emailAddress, phoneNumber, referenceId } = buildComparedValues(stored);
+  // storeCheckResults has saved the idempotency key as the reference_id of a row without one.
+  const expectedReferenceId = comparedValues.referenceId || idempotencyKey;
   return (
-    emailAddress !== contacts.emailAddress ||
-    phoneNumber !== contacts.phoneNumber ||
+    emailAddress !== comparedValues.emailAddress ||
+    phoneNumber !== comparedValues.phoneNumber ||
     referenceId !== expectedReferenceId
   );
 }
@@ -347,7 +348,7 @@ export function readUnpushedRow(db: Database, { idempotencyKey }: PushRow): Loca
   return readRows(db, sql, [idempotencyKey])[0];
 }
 
-// ---- Store the idempotency keys ----
+// ---- Store the result of the check ----
 
 /**
  * Stores the result of the check in each row: an idempotency key and a `reference_id` by which
@@ -356,23 +357,21 @@ export function readUnpushedRow(db: Database, { idempotencyKey }: PushRow): Loca
  * customer again.
  * @throws SyncError (failed) when the table does not keep a key
  */
-export function storeKeys(db: Database, rows: readonly PushRow[]): void {
+export function storeCheckResults(db: Database, rows: readonly PushRow[]): void {
+  const notReady = rows.filter(({ outcome }) => outcome !== "ready");
+  const ready = rows.filter(({ outcome }) => outcome === "ready");
   // All reasons come before the first key. If a trigger with ROLLBACK ends the transaction while a
   // reason is written, no key is lost.
-  for (const row of rows)
-    if (row.outcome !== "ready")
-      writeReason(db, `UPDATE ${TABLE} SET push_error = ? WHERE local_id = ?`, [
-        row.reason,
-        row.localId,
-      ]);
-  for (const row of rows) if (row.outcome === "ready") storeKey(db, row);
+  const sql = `UPDATE ${TABLE} SET push_error = ? WHERE local_id = ?`;
+  for (const { reason, localId } of notReady) tryWriteReason(db, sql, [reason, localId]);
+  for (const row of ready) storeKey(db, row);
 }
 
 /**
  * Writes the reason of a row. The trigger that rejects the row can reject this write too. The reason
  * is then only printed, and the other rows go on.
  */
-function writeReason(db: Database, sql: string, values: SqlValue[]): void {
+function tryWriteReason(db: Database, sql: string, values: SqlValue[]): void {
   try {
     db.run(sql, values);
   } catch {
@@ -381,24 +380,33 @@ function writeReason(db: Database, sql: string, values: SqlValue[]): void {
   }
 }
 
+/** Stores the key of a row. The trial of the same write has succeeded, so a problem is unexpected. */
 function storeKey(db: Database, row: PushRow): void {
+  try {
+    writeKey(db, row);
+  } catch (error) {
+    throw new SyncError(
+      "failed",
+      `Cannot store the idempotency key of row ${row.localId}: ${messageOf(error)}`,
+      "look for a trigger on the table, or a local_id that is not its PRIMARY KEY; nothing was sent",
+    );
+  }
+}
+
+function writeKey(db: Database, row: PushRow): void {
   const referenceId = chooseReferenceId(row);
   db.run(`UPDATE ${TABLE} SET idempotency_key = ?, ${REFERENCE_ID} = ? WHERE local_id = ?`, [
     row.idempotencyKey,
     referenceId,
     row.localId,
   ]);
+  // A trigger can have changed or ignored the write.
   const kept = readRows(
     db,
     `SELECT 1 FROM ${TABLE} WHERE local_id = ? AND idempotency_key = ? AND ${REFERENCE_ID} = ?`,
     [row.localId, row.idempotencyKey, referenceId],
   );
-  if (kept.length !== 1)
-    throw new SyncError(
-      "failed",
-      `Cannot store the idempotency key of row ${row.localId}: the table does not keep it`,
-      "look for a trigger on the table, or a local_id that is not its PRIMARY KEY; nothing was sent",
-    );
+  if (kept.length !== 1) throw new Error("the table does not keep its idempotency key");
 }
 
 // ---- Outcomes ----
@@ -414,7 +422,7 @@ export function saveReason(
   row: PushRow,
   { clearKey, details = "" }: { clearKey: boolean; details?: string },
 ): void {
-  writeReason(
+  tryWriteReason(
     db,
     `UPDATE ${TABLE} SET push_error = ?, idempotency_key = ? WHERE idempotency_key = ? AND id IS NULL`,
     [`${row.reason} ${details}`.trim(), clearKey ? null : row.idempotencyKey, row.idempotencyKey],

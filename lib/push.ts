@@ -10,16 +10,16 @@ import { SyncError } from "./internal/errors.ts";
 import {
   createDeniedError,
   createSquareError,
-  findRejection,
+  findContentErrors,
   formatErrors,
   hasCategory,
   readErrors,
-  type SquareProblem,
+  type SquareErrorEntry,
 } from "./internal/square-errors.ts";
 import type { NewCustomer } from "./mapping.ts";
 import { listErrorsOf, type Success, saveErrors, saveSuccesses } from "./outcome.ts";
 import { searchPages } from "./paging.ts";
-import { checkAgain, type PushRow, type Selection, saveReason } from "./prepare.ts";
+import { type PushRow, recheckRows, type Selection, saveReason } from "./prepare.ts";
 
 /**
  * Divides rows into batches. Rows with an error of an earlier run go last and into their own
@@ -83,35 +83,38 @@ async function findByReference(
  * and the others are sent again. If not, each half of the rows is sent alone, until the bad rows
  * are found.
  * @param rows at most 100. Only rows with the outcome `ready` are sent
- * @param options.batchSize 1 = call CreateCustomer for each row instead of BulkCreateCustomers
- * @throws SquareError when Square does not answer, or rejects the token
+ * @param options.useBulk false = call CreateCustomer for each row instead of BulkCreateCustomers
+ * @throws SquareError when a request fails after all retries
+ * @throws SyncError (denied) when Square rejects the token in the reply for a row
  */
 export async function createCustomers(
   square: SquareClient,
   database: DatabaseFile,
   context: RunContext,
   rows: readonly PushRow[],
-  options: Selection & { batchSize: number },
+  options: Selection & { useBulk: boolean },
 ): Promise<void> {
   const checked = rows.filter(({ outcome }) => outcome === "ready");
   // Another program may have edited the rows since they were checked. Send them as they are now.
-  await database.update((db) => checkAgain(db, checked, options));
+  await database.update((db) => recheckRows(db, checked, options));
   const ready = checked.filter(({ outcome }) => outcome === "ready");
   if (ready.length === 0) return;
 
   let responses: Record<string, Square.CreateCustomerResponse>;
   try {
-    responses = await sendRows(square, context, ready, options.batchSize);
+    responses = await sendRows(square, context, ready, options.useBulk);
   } catch (error) {
-    const errors = findRejection(error);
+    const errors = findContentErrors(error);
     if (errors === undefined) {
       await postpone(database, context, ready, error);
       throw error;
     }
     // Square has rejected the whole call. Reject the rows that are to blame, and send the others.
-    const resend = (others: readonly PushRow[]) =>
-      createCustomers(square, database, context, others, options);
-    await handleRejection(database, ready, errors, resend);
+    const { blamed, groups } = divideRejected(ready, errors);
+    await database.update((db) => {
+      for (const { row, errors } of blamed) saveErrors(db, row, errors);
+    });
+    for (const group of groups) await createCustomers(square, database, context, group, options);
     return;
   }
 
@@ -132,32 +135,34 @@ export async function createCustomers(
     throw createDeniedError(formatErrors(allErrors));
 }
 
+/** A row that is to blame for a rejected call, and the errors about it. */
+interface BlamedRow {
+  row: PushRow;
+  errors: SquareErrorEntry[];
+}
+
 /**
- * Handles a call that Square has rejected as a whole. There are three cases: the errors name rows,
- * so reject these and send the others; only one row was sent, so reject it; otherwise send each half
- * alone, to find out which row is to blame.
+ * Divides the rows of a call that Square has rejected as a whole.
+ * @returns the rows that are to blame, and the other rows in groups. Each group has to be sent again
+ *   in a call of its own
  */
-async function handleRejection(
-  database: DatabaseFile,
+function divideRejected(
   rows: readonly PushRow[],
-  errors: SquareProblem[],
-  resend: (rows: readonly PushRow[]) => Promise<void>,
-): Promise<void> {
-  const named = rows.filter((row) => listErrorsOf(row, errors).length > 0);
+  errors: SquareErrorEntry[],
+): { blamed: BlamedRow[]; groups: PushRow[][] } {
+  // The errors name rows: send all others together.
+  const named = rows
+    .map((row) => ({ row, errors: listErrorsOf(row, errors) }))
+    .filter((blamed) => blamed.errors.length > 0);
   if (named.length > 0) {
-    await database.update((db) => {
-      for (const row of named) saveErrors(db, row, listErrorsOf(row, errors));
-    });
-    await resend(rows.filter((row) => !named.includes(row)));
-  } else if (rows.length === 1) {
-    await database.update((db) => {
-      for (const row of rows) saveErrors(db, row, errors);
-    });
-  } else {
-    const middle = Math.floor(rows.length / 2);
-    await resend(rows.slice(0, middle));
-    await resend(rows.slice(middle));
+    const others = rows.filter((row) => !named.some((blamed) => blamed.row === row));
+    return { blamed: named, groups: [others] };
   }
+  // The errors name no row, and only one was sent.
+  if (rows.length === 1) return { blamed: rows.map((row) => ({ row, errors })), groups: [] };
+  // The errors name none of several rows: send each half alone, to find out which row is to blame.
+  const middle = Math.floor(rows.length / 2);
+  return { blamed: [], groups: [rows.slice(0, middle), rows.slice(middle)] };
 }
 
 /** Sends rows to Square. Returns the response for each idempotency key. */
@@ -165,19 +170,22 @@ async function sendRows(
   square: SquareClient,
   context: RunContext,
   rows: readonly PushRow[],
-  batchSize: number,
+  useBulk: boolean,
 ): Promise<Record<string, Square.CreateCustomerResponse>> {
-  const before = context.traffic.unknownOutcomes;
+  const unknownBefore = context.traffic.unknownOutcomes;
   try {
-    if (batchSize > 1) return await createInBulk(square, rows);
+    if (useBulk) return await createInBulk(square, rows);
     const responses: Record<string, Square.CreateCustomerResponse> = {};
     for (const row of rows) responses[row.idempotencyKey] = await createOne(square, row);
     return responses;
   } finally {
-    // unknownOutcomes counts the attempts without a reply. The client retries them itself, so they
-    // only show in this counter. Such an attempt may have created the customers, whatever the last
-    // attempt returned, so the rows are in doubt.
-    if (context.traffic.unknownOutcomes > before) for (const row of rows) row.inDoubt = true;
+    // If an attempt has no reply, the client sends the request again and does not report the first
+    // attempt. Only this counter shows it. The first attempt may have created the customers, even if
+    // the last one was rejected. So the rows are in doubt.
+    const hasUnknownOutcome = context.traffic.unknownOutcomes > unknownBefore;
+    if (hasUnknownOutcome) {
+      for (const row of rows) row.inDoubt = true;
+    }
   }
 }
 

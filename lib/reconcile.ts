@@ -18,7 +18,7 @@
 import type { Square, SquareClient } from "square";
 import type { LiveCustomer } from "./customers.ts";
 import { SyncError } from "./internal/errors.ts";
-import { isRejection, readErrors } from "./internal/square-errors.ts";
+import { isContentRejected, readErrors } from "./internal/square-errors.ts";
 import { formatTime } from "./internal/time.ts";
 import { type Filter, PAGE_SIZE, requestPage, searchPages } from "./paging.ts";
 import { buildTimeRange } from "./window.ts";
@@ -31,6 +31,9 @@ const MAX_IDS = 100;
 // because the differences are often next to each other, for example after a wrong import was deleted.
 const SMALL_SLICE_PAGES = 8;
 const REQUESTS_PER_DIFFERENCE = 3;
+
+// A slice is divided in a gap that has room for an overlap of 1 ms. See divideSlice.
+const MIN_GAP_MS = 3;
 
 export interface Comparison {
   /** How many customers of the file were compared. */
@@ -54,7 +57,7 @@ export type LookUp =
 
 /** A range of creation times, and the customers of the file in it. */
 interface Slice {
-  /** In milliseconds since 1970. The first slice has no start, so it includes older customers. */
+  /** In milliseconds since 1970; undefined = from the beginning. */
   startAt: number | undefined;
   endAt: number;
   /** The searchable customers of the file, oldest first. */
@@ -65,6 +68,12 @@ interface DatedCustomer {
   id: string;
   /** In milliseconds since 1970. */
   createdAt: number;
+}
+
+/** A customer that search does not return, or whose row has no valid `created_at`. */
+interface OtherCustomer {
+  id: string;
+  createdAt: number | undefined;
 }
 
 interface CountedSlice extends Slice {
@@ -88,11 +97,7 @@ export async function compareWithSquare(
 ): Promise<Comparison> {
   const { createdBefore, concurrency, filter = {} } = options;
   const liveIds = new Set(customers.map(({ id }) => id));
-  const { searchable, unsearchableIds } = classifyCustomers(customers, createdBefore);
-  // Search never returns these customers, so each run looks them up by id.
-  const missingInSearch = [...unsearchableIds];
-  const missingInFile = new Set<string>();
-
+  const { searchable, others } = classifyCustomers(customers);
   // Square does not document whether a range includes its end. So choose an end at which no
   // customer of the file was created.
   const times = new Set(searchable.map(({ createdAt }) => createdAt));
@@ -103,6 +108,16 @@ export async function compareWithSquare(
     endAt,
     customers: searchable.filter(({ createdAt }) => createdAt < endAt),
   };
+  // The customers that cannot be compared in slices are looked up by id in each run.
+  const unsearchableIds = others
+    .filter(({ createdAt }) => createdAt === undefined || createdAt < createdBefore)
+    .map(({ id }) => id);
+
+  const missingInSearch = [...unsearchableIds];
+  const missingInFile = new Set<string>();
+
+  // Next come four functions that use the variables above. The algorithm itself is the loop after
+  // them.
 
   /** Compares the ids of a slice with all customers that Square returned for it. */
   function compareIds(slice: Slice, returned: Square.Customer[]): void {
@@ -142,7 +157,7 @@ export async function compareWithSquare(
    * Reads or divides a slice whose counts differ. Does nothing if they are equal.
    * @returns the slices into which it was divided and that are not done yet
    */
-  async function processSlice(slice: CountedSlice): Promise<CountedSlice[]> {
+  async function readOrDivide(slice: CountedSlice): Promise<CountedSlice[]> {
     const difference = Math.abs(slice.count - slice.customers.length);
     if (difference === 0) return [];
     const pages = Math.ceil(slice.count / PAGE_SIZE);
@@ -155,13 +170,15 @@ export async function compareWithSquare(
     }
     const { older, newer } = halves;
     const { count, isDone } = await countOrCompare(older);
-    // A customer of Square that is not in the older slice is in the newer one. So its count needs
-    // no request.
+    // The count of the newer slice is the rest. A customer of Square in the overlap of both slices is
+    // counted in the older one. That is enough, because its count then differs, and its ids are
+    // compared.
     const countedNewer = { ...newer, count: slice.count - count };
     return isDone ? [countedNewer] : [{ ...older, count }, countedNewer];
   }
 
-  // Process all halves, then all quarters, and so on, each level from one queue. If each slice
+  // Begin with all customers. Then process all halves, then all quarters, and so on, each level from
+  // one queue. If each slice
   // started its own halves, the number of requests at the same time would double with each level,
   // and cursors would expire while they wait.
   const { count, isDone } = await countOrCompare(whole);
@@ -169,7 +186,7 @@ export async function compareWithSquare(
   while (slices.length > 0) {
     const nextSlices: CountedSlice[] = [];
     await forEachInParallel(slices, concurrency, async (slice) => {
-      nextSlices.push(...(await processSlice(slice)));
+      nextSlices.push(...(await readOrDivide(slice)));
     });
     slices = nextSlices;
   }
@@ -183,9 +200,8 @@ export async function compareWithSquare(
 
 /**
  * Looks up customers by id.
- * @throws SyncError when Square returns neither a customer nor NOT_FOUND for one of the ids,
- *   because nothing can be concluded from that. It is `failed` when Square rejects the id, so that
- *   the next run would fail too, and otherwise `temporary`
+ * @throws SyncError if Square returns neither a customer nor NOT_FOUND for an id, because nothing can
+ *   be concluded from that: (failed) if Square rejects the id, (temporary) for any other answer
  * @see https://developer.squareup.com/reference/square/customers-api/bulk-retrieve-customers
  */
 export async function lookUpCustomers(
@@ -208,15 +224,17 @@ export async function lookUpCustomers(
     }
   }
 
-  const unanswered = [...rejected, ...unclear];
-  if (unanswered.length > 0) {
-    const message =
-      `Cannot look up customers in Square: no clear answer for ${unanswered.length} of ` +
-      `${uniqueIds.length} ids, for example ${unanswered[0]}`;
-    throw rejected.length > 0
-      ? new SyncError("failed", `${message}, which Square rejects`, "correct that id in the file")
-      : new SyncError("temporary", message, "run it again later");
-  }
+  const message =
+    `Cannot look up customers in Square: no clear answer for ${rejected.length + unclear.length} of ` +
+    `${uniqueIds.length} ids`;
+  if (rejected.length > 0)
+    throw new SyncError(
+      "failed",
+      `${message}, for example ${rejected[0]}, which Square rejects`,
+      "correct that id in the file",
+    );
+  if (unclear.length > 0)
+    throw new SyncError("temporary", `${message}, for example ${unclear[0]}`, "run it again later");
   return lookUps;
 }
 
@@ -231,51 +249,58 @@ function classifyAnswer(
   // A reply with both a customer and errors contradicts itself.
   if (customer || errors.length === 0) return "unclear";
   if (errors.every(({ code }) => code === "NOT_FOUND")) return { outcome: "deleted" };
-  return isRejection(errors) ? "rejected" : "unclear";
+  return isContentRejected(errors) ? "rejected" : "unclear";
 }
 
-/**
- * Separates the customers that search can return from those that can only be looked up by id.
- * Of the latter, those created after `createdBefore` are left out.
- */
-function classifyCustomers(customers: LiveCustomer[], createdBefore: number) {
+/** Separates the customers that search can return, oldest first, from those to look up by id. */
+function classifyCustomers(customers: LiveCustomer[]) {
   const searchable: DatedCustomer[] = [];
-  const unsearchableIds: string[] = [];
-  for (const { id, createdAt, isSearchable } of customers) {
-    const time = Date.parse(createdAt);
-    // False for a text that is not a time (NaN), and for a time before 1970, which cannot come from
+  const others: OtherCustomer[] = [];
+  for (const { id, createdAt: text, isSearchable } of customers) {
+    const time = Date.parse(text);
+    // Not valid: a text that is not a time (NaN), and a time before 1970, which cannot come from
     // Square.
-    const isDated = time > 0;
-    if (isDated && isSearchable) searchable.push({ id, createdAt: time });
-    else if (!isDated || time < createdBefore) unsearchableIds.push(id);
+    const createdAt = time > 0 ? time : undefined;
+    if (createdAt !== undefined && isSearchable) searchable.push({ id, createdAt });
+    else others.push({ id, createdAt });
   }
   searchable.sort((a, b) => a.createdAt - b.createdAt);
-  return { searchable, unsearchableIds };
+  return { searchable, others };
 }
 
 /**
- * Divides a slice near the middle of its customers, so that the older slice fills whole pages.
+ * Divides a slice near the middle of its customers.
  * @returns undefined if the slice has at most one page of customers, or if their creation times are
  *   too close to each other
  */
 function divideSlice({ startAt, endAt, customers }: Slice) {
+  const gap = findGapNearMiddle(customers);
+  if (gap === undefined) return undefined;
+  const { index, lastOlder, firstNewer } = gap;
+  // The older slice ends 1 ms after the newer one starts. So a customer that only Square has is in at
+  // least one of them, whether or not Square includes the ends of a range. No customer of the file is
+  // in both, because both ends lie in the gap. Example: the gap is from 0 to 3 ms, so the newer slice
+  // starts at 1, and the older one ends at 2.
+  const start = lastOlder + Math.floor((firstNewer - lastOlder) / 2);
+  return {
+    older: { startAt, endAt: start + 1, customers: customers.slice(0, index) },
+    newer: { startAt: start, endAt, customers: customers.slice(index) },
+  };
+}
+
+/**
+ * Finds the gap nearest to the middle: a place where two customers were created at least 3 ms apart.
+ * Starts where the older customers fill whole pages, and goes outwards from there.
+ */
+function findGapNearMiddle(customers: DatedCustomer[]) {
   if (customers.length <= PAGE_SIZE) return undefined;
   const middle = Math.round(customers.length / 2 / PAGE_SIZE) * PAGE_SIZE;
   for (let distance = 0; distance < customers.length; distance++) {
     for (const index of [middle - distance, middle + distance]) {
       const lastOlder = customers[index - 1]?.createdAt;
       const firstNewer = customers[index]?.createdAt;
-      if (lastOlder === undefined || firstNewer === undefined) continue;
-      // Example: two customers of the file were created at 0 and 3 ms. The older slice ends at 2,
-      // and the newer one starts at 1. They overlap, so that a customer that only Square has is in at
-      // least one of them, whether or not Square includes the ends of a range. 1 and 2 lie between 0
-      // and 3, so no customer of the file is in both. This needs a gap of at least 3 ms.
-      if (firstNewer - lastOlder < 3) continue;
-      const cut = lastOlder + Math.floor((firstNewer - lastOlder) / 2);
-      return {
-        older: { startAt, endAt: cut + 1, customers: customers.slice(0, index) },
-        newer: { startAt: cut, endAt, customers: customers.slice(index) },
-      };
+      const isInside = lastOlder !== undefined && firstNewer !== undefined;
+      if (isInside && firstNewer - lastOlder >= MIN_GAP_MS) return { index, lastOlder, firstNewer };
     }
   }
   return undefined;

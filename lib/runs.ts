@@ -105,14 +105,17 @@ export function requireCompletePull(db: Database, context: RunContext, pull: str
     );
 }
 
-// A run has read everything if it has moved the watermark to its own start. Two kinds of runs have
-// not: with an --until in the past, the watermark is that time; with a late start such as --since
-// 5m, it is the watermark of an earlier run. Square's clock can be behind ours, so a watermark up to
-// an hour before the start counts too.
+// A run that has read everything saves its own start as the watermark. Two kinds of runs save an
+// earlier time:
+// - A run with --until in the past saves that time.
+// - A run that leaves a gap, for example with --since 5m, keeps the watermark of an earlier run.
 function isCompleteRun({ watermark, started_at, until }: Record<string, SqlValue>): boolean {
   if (!isZonedTime(watermark) || !isZonedTime(started_at)) return false;
-  const isWholeRun = Date.parse(watermark) > Date.parse(started_at) - HOUR_MS;
-  return isWholeRun && (!isZonedTime(until) || Date.parse(until) > Date.parse(watermark));
+  // The start can be Square's time, which can be a little behind ours. So allow an hour.
+  const hasSavedItsStart = Date.parse(watermark) > Date.parse(started_at) - HOUR_MS;
+  // Within that hour, `until` shows the first kind.
+  const hasEndedEarlier = isZonedTime(until) && Date.parse(until) <= Date.parse(watermark);
+  return hasSavedItsStart && !hasEndedEarlier;
 }
 
 /**

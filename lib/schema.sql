@@ -23,7 +23,8 @@ CREATE TABLE IF NOT EXISTS customers (
   phone_number TEXT,
   birthday TEXT,                          -- YYYY-MM-DD; the year is 0000 when it is unknown
   note TEXT,
-  -- Your own number for the customer. If it is empty, push-new stores the idempotency key here.
+  -- Your own number for the customer. If it is empty, push-new copies the idempotency key into it,
+  -- because Square's search finds a customer by reference_id, and not by idempotency key.
   reference_id TEXT,
   tax_ids_eu_vat TEXT,
   address_line_1 TEXT,
@@ -40,8 +41,8 @@ CREATE TABLE IF NOT EXISTS customers (
   source TEXT,                            -- your label for where an unpushed row came from
   synced_at TEXT,                         -- when the row was last saved from a reply of Square
   idempotency_key TEXT UNIQUE,            -- stored before the row is first sent to Square
-  -- Why the last push rejected the row or put it on hold. For a row that --allow-subscribe has
-  -- created: a note that email_unsubscribed is 1 here, while Square has the customer as subscribed.
+  -- Why the last push rejected the row or put it on hold. It also marks a row that was created with
+  -- --allow-subscribe: email_unsubscribed is 1 here, but Square has the customer as subscribed.
   push_error TEXT,
   deleted_at TEXT,                        -- when it was found deleted in Square; NULL = it exists
   merged_into TEXT                        -- id of the customer that it was merged into in Square
@@ -56,7 +57,7 @@ CREATE TABLE IF NOT EXISTS sync_runs (
   finished_at TEXT NOT NULL,
   since TEXT,                             -- start of the time window; NULL = everything
   until TEXT,                             -- end of the time window; NULL = no end
-  watermark TEXT,                         -- the time up to which everything has been read
+  watermark TEXT,                         -- everything up to this time has been read (push-new: pushed)
   fetched INTEGER NOT NULL DEFAULT 0,     -- customers that Square returned
   inserted INTEGER NOT NULL DEFAULT 0,    -- customers that became new rows
   updated INTEGER NOT NULL DEFAULT 0,     -- rows that changed

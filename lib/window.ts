@@ -25,8 +25,9 @@ export interface Window {
 
 /**
  * Works out the window of a run.
- * @param options.since `last` (continue at the watermark), `all`, or a time in a form of parseTime
- * @param options.until a time in a form of parseTime; undefined = no end
+ * @param options.since `last` (continue at the watermark), `all`, or a time such as `24h` or
+ *   `2026-08-01`; parseTime lists all forms
+ * @param options.until a time in the same forms; undefined = no end
  * @param watermark the time up to which earlier runs have read everything; null = no such time yet
  * @param startedAt when the run began, in milliseconds since 1970
  * @throws SyncError (usage) when a time has an unknown form, or the window is empty
@@ -54,13 +55,14 @@ export function resolveWindow(
  * @param watermark the watermark before the run
  * @param startedAt when the run began, before its first request, in milliseconds since 1970
  */
-export function nextWatermark(
+export function computeNextWatermark(
   window: Window,
   watermark: string | null,
   startedAt: number,
 ): string | null {
   // A window that starts too late leaves a gap: `--since 5m` after a day without runs leaves almost
-  // a day unread. The watermark then stays where it is, so that the next run reads the gap.
+  // a day unread. The watermark then stays where it is, so that the next run reads the gap. Without a
+  // watermark, everything before the window is unread, and no watermark is saved.
   const nextSince = computeNextSince(watermark, startedAt);
   const hasGap = window.since !== null && (nextSince === null || window.since > nextSince);
   if (hasGap) return watermark;

@@ -61,27 +61,29 @@ await runScript(manual, async (context) => {
 
   // Make all changes in one transaction and save once. If the script is killed, the file is
   // unchanged.
-  const { upgrade, changes } = await database.update((db) => {
-    // SQLite cannot add a primary key to an existing table, so such a table is replaced. Before
-    // schema.sql: add missing columns, and rename a table that is replaced. schema.sql then creates
-    // the new table under the old name. After it: move the rows to the new table.
+  const { createdTables, addedColumns, changes } = await database.update((db) => {
+    // Add the columns that an older table lacks. SQLite cannot add a primary key to a table, so a
+    // table without one is renamed, and schema.sql creates it again.
     const upgrade = beginUpgrade(db, SCHEMA, expected);
+    // Create the tables that do not exist.
     runSchema(db, SCHEMA);
+    // Move the rows of a renamed table to the new one, and add the missing UNIQUE indexes. changes
+    // has a phrase for each change of an existing table, for example "added the column …".
     const changes = finishUpgrade(db, expected, upgrade);
 
     // The other scripts make the same check when they start. If a problem remains, undo all
     // changes.
     const remaining = findSchemaProblem(db, expected);
     if (remaining) throw createSchemaError(path, remaining.problem, remaining.nextStep);
-    return { upgrade, changes };
+    const { missingTables, addedColumns } = upgrade;
+    return { createdTables: missingTables, addedColumns, changes };
   });
 
-  const { created, addedColumns } = upgrade;
-  const additions = created.length > 0 ? [`added ${joinWords(created)}`] : [];
-  const done = [...additions, ...changes].join("; ") || "nothing was missing";
+  const additions = createdTables.length > 0 ? [`added ${joinWords(createdTables)}`] : [];
+  const done = [...additions, ...changes];
 
   // A new column that holds a field of Square is empty in the old rows until they are pulled again.
-  // addedColumns has names with their table, for example customers.nickname.
+  // The names in addedColumns begin with the table, for example customers.nickname.
   const newFields = COLUMNS.filter((column) => addedColumns.includes(`${TABLE}.${column}`));
   // commandFor returns undefined if pull-created.ts is not next to this script, for example in a
   // copy.
@@ -91,9 +93,9 @@ await runScript(manual, async (context) => {
 
   return {
     summary: isNew
-      ? `created ${resolve(path)} with the tables ${joinWords(created)}`
-      : `${path} is ready: ${done}`,
-    json: { created, upgraded: changes.length > 0 },
+      ? `created ${resolve(path)} with the tables ${joinWords(createdTables)}`
+      : `${path} is ready: ${done.join("; ") || "nothing was missing"}`,
+    json: { created: createdTables, upgraded: !isNew && done.length > 0 },
     nextStep,
   };
 });

@@ -29,7 +29,7 @@ import { describePull } from "../lib/internal/report.ts";
 import { buildRow, type CustomerRow, keepLatestVersion } from "../lib/mapping.ts";
 import { type Filter, searchCustomers } from "../lib/paging.ts";
 import { readWatermark, recordRun } from "../lib/runs.ts";
-import { buildTimeRange, nextWatermark, resolveWindow } from "../lib/window.ts";
+import { buildTimeRange, computeNextWatermark, resolveWindow } from "../lib/window.ts";
 
 const SCRIPT = "pull-created";
 
@@ -69,9 +69,9 @@ await runScript(manual, async (context) => {
   const { concurrency } = options;
   const scopes = [READ_CUSTOMERS];
   const square = await createSquareClient(context, database, { scopes, concurrency });
-  // A large result is read in parallel, in slices by creation time, which never changes. The last
-  // slice ends at createdBefore. It is not a second filter.
-  const search = { concurrency, createdBefore: context.startedAt };
+  // A large result is read in parallel, in slices of creation time, because that time never changes.
+  // The time up to divideUntil is divided. No customer is left out, because the last slice has no end.
+  const search = { concurrency, divideUntil: context.startedAt };
   const customers = new Map<string, CustomerRow>();
   let missingCount = 0;
   for await (const page of searchCustomers(square, filter, search)) {
@@ -89,19 +89,20 @@ await runScript(manual, async (context) => {
   // customers that were not saved.
   const saved = await database.update((db) => {
     const result = saveCustomers(db, [...customers.values()]);
-    // If customers are missing or could not be saved, the watermark stays where it was, so that the
-    // next run reads the same window again.
+    // If Square did not return all customers, or if a constraint or trigger of the table rejected one,
+    // the watermark stays where it was, so that the next run reads the same window again.
     const isComplete = missingCount === 0 && result.rejected.length === 0;
     // Read the watermark from the file again. If another program has replaced the file during the
     // search, for example with a backup, the watermark in that file can be older.
     const before = readWatermark(db, SCRIPT);
     // The new watermark is the time when this run began. It is not the newest created_at that was
     // returned: a customer that search showed late can be older than that, and would never be read.
-    // (If a reply shows that Square's clock is behind ours, the client has set context.startedAt back
-    // to Square's time since it was used above.)
-    const after = isComplete ? nextWatermark(window, before, context.startedAt) : before;
+    // If a reply showed that Square's clock is behind ours, the client has changed context.startedAt
+    // to Square's time.
+    const after = isComplete ? computeNextWatermark(window, before, context.startedAt) : before;
     recordRun(db, context, {
-      ...window,
+      since: window.since,
+      until: window.until,
       watermark: after,
       fetched,
       inserted: result.inserted,

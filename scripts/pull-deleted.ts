@@ -8,9 +8,10 @@
  * Steps:
  *   1. Compare how many customers Square and the file have, in total and in slices of time.
  *   2. Compare the ids in each small slice whose counts differ.
- *   3. Ask Square whether each id that search did not return is deleted, merged, or still there.
+ *   3. Look up each id that only one side has: is the customer deleted, merged, or still there?
  *   4. Stop if suspiciously many customers would be marked.
- *   5. Mark the rows. No row is removed.
+ *   5. Mark the rows of deleted and merged customers. Insert customers that the file lacks. No row is
+ *      removed.
  *
  * Reads Square: https://developer.squareup.com/reference/square/customers-api/search-customers
  *               https://developer.squareup.com/reference/square/customers-api/bulk-retrieve-customers
@@ -89,10 +90,11 @@ await runScript(manual, async (context) => {
     filter,
   });
 
-  // A customer that is missing in search can still exist: search shows changes late, and it omits
-  // customers without a name, company, email address and phone number. And a customer that is
-  // missing in the file can be deleted already, because search still returns a deleted customer for
-  // a while. Only BulkRetrieveCustomers gives proof.
+  // Search proves nothing, so look up both kinds of ids with BulkRetrieveCustomers:
+  // - A customer that is missing in search can exist. Search shows changes late, and it never returns
+  //   a customer without a name, company, email address and phone number.
+  // - A customer that is missing in the file can be deleted. Search returns a deleted customer for a
+  //   while.
   const { checked, missingInSearch, missingInFile } = comparison;
   const answers = await lookUpCustomers(square, [...missingInSearch, ...missingInFile]);
 

@@ -30,7 +30,7 @@ import { openDatabase } from "../lib/database.ts";
 import { isUncheckedToken } from "../lib/internal/account.ts";
 import { countOption, flag, runScript, timeOption } from "../lib/internal/cli.ts";
 import { countOutcomes, describeDryRun, describePush } from "../lib/internal/push-report.ts";
-import { needsSquare, prepareRows, storeKeys } from "../lib/prepare.ts";
+import { needsRequest, prepareRows, storeCheckResults } from "../lib/prepare.ts";
 import { createCustomers, divideIntoBatches, linkRowsInDoubt } from "../lib/push.ts";
 import {
   readWatermark,
@@ -39,7 +39,7 @@ import {
   requireRowsOfPull,
   warnOfOldPull,
 } from "../lib/runs.ts";
-import { nextWatermark, resolveWindow } from "../lib/window.ts";
+import { computeNextWatermark, resolveWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
 const MAX_BATCH_SIZE = 100; // rows in one request, which is Square's limit
@@ -60,7 +60,7 @@ const manual = {
       default: MAX_BATCH_SIZE,
     },
     "allow-duplicates": flag("Send possible duplicates too"),
-    "allow-subscribe": flag("Create unsubscribed customers as subscribed"),
+    "allow-subscribe": flag("Send unsubscribed rows, as subscribed"),
     "skip-pull-check": flag("Push without a complete pull-created"),
   },
   examples: [
@@ -92,61 +92,71 @@ await runScript(manual, async (context) => {
   // push-new has a watermark of another kind: every row that was created before it has been pushed.
   // --created-since last continues there.
   const watermark = database.query((db) => readWatermark(db, SCRIPT));
-  const createdSince = options["created-since"];
-  const { since } = resolveWindow({ since: createdSince }, watermark, context.startedAt);
+  const window = resolveWindow({ since: options["created-since"] }, watermark, context.startedAt);
   const selection = {
     source,
-    createdSince: since,
+    createdSince: window.since,
     limit,
     allowDuplicates: options["allow-duplicates"] ?? false,
     allowSubscribe: options["allow-subscribe"] ?? false,
   };
-  // The check tries to save each row, to find out if the table rejects it. simulate undoes that.
+  // prepareRows checks the rows. It also writes an example of Square's reply into each row, to find
+  // out if a constraint or trigger of the table would reject it later. simulate undoes these writes.
   const preview = database.simulate((db) => prepareRows(db, selection));
   // Rows with an id that is not from Square, for example your own number. They are not sent.
   const rowsWithOwnId = database.query(listRowsWithOwnId);
   if (isDryRun) return describeDryRun(context, preview, rowsWithOwnId, database.account);
 
-  // The first call of connect creates the client. This takes a second, and checks that the token
-  // belongs to the seller of this file. Without rows to send, connect only if this token was never
-  // checked for this file.
+  // Creating the client checks that the token belongs to the seller of this file. So do it before any
+  // key is stored. It takes a second, so skip it if there is nothing to send and this token has been
+  // checked for this file before.
   let square: SquareClient | undefined;
   const scopes = [READ_CUSTOMERS, WRITE_CUSTOMERS];
-  const connect = async () => (square ??= await createSquareClient(context, database, { scopes }));
-  if (preview.some(needsSquare) || isUncheckedToken(database.account, context.square.token))
-    await connect();
+  if (preview.some(needsRequest) || isUncheckedToken(database.account, context.square.token))
+    square = await createSquareClient(context, database, { scopes });
 
   // Store an idempotency key in each row before the first request. If the key existed only in
   // memory and the script were killed, the next run would create the customer a second time. Check
   // the rows again, because another program can have changed the file since the first check.
   const rows = await database.update((db) => {
     const prepared = prepareRows(db, selection);
-    storeKeys(db, prepared);
+    storeCheckResults(db, prepared);
     return prepared;
   });
 
-  // Both calls set the outcome of each row in the batch, and save it before the next batch. If the
-  // script is killed, only one batch is in doubt. The next run looks up its rows, and sends those
-  // that search does not return with the same idempotency keys. For a used key, Square returns the
-  // customer that it has created before.
-  const due = rows.filter(needsSquare);
+  // linkRowsInDoubt and createCustomers set the outcome of each row, and save it before the next
+  // batch begins. If the script is killed, only the rows of one batch are in doubt. The next run looks
+  // these up. If search does not return a row, it is sent again with its stored idempotency key. If
+  // Square knows that key, it returns the customer that it created before, and not a second one.
+  const due = rows.filter(needsRequest);
+  const useBulk = batchSize > 1;
   let done = 0;
   for (const batch of divideIntoBatches(due, batchSize)) {
-    await linkRowsInDoubt(await connect(), database, batch);
-    await createCustomers(await connect(), database, context, batch, { ...selection, batchSize });
+    // Another program can have added the first row to send after the client was skipped above.
+    square ??= await createSquareClient(context, database, { scopes });
+    await linkRowsInDoubt(square, database, batch);
+    // The selection is needed again, because rows are checked once more right before they are sent.
+    await createCustomers(square, database, context, batch, { ...selection, useBulk });
     done += batch.length;
     context.showProgress(done, due.length);
   }
 
   // Move the watermark only if all rows were selected and none of them is left. Otherwise the next
-  // run with --created-since last would skip the rows that are left.
+  // run with --created-since last would skip the rows that are left. `later` counts the rows that
+  // were not sent, or that Square did not answer for.
   const { created, linked, refused, held, later } = countOutcomes(rows);
   const isComplete = source === undefined && limit === undefined && refused + held + later === 0;
   await database.update((db) => {
     const before = readWatermark(db, SCRIPT);
-    const window = { since, until: null };
-    const after = isComplete ? nextWatermark(window, before, context.startedAt) : before;
-    recordRun(db, context, { since, watermark: after, created, linked, refused, held });
+    const after = isComplete ? computeNextWatermark(window, before, context.startedAt) : before;
+    recordRun(db, context, {
+      since: window.since,
+      watermark: after,
+      created,
+      linked,
+      refused,
+      held,
+    });
   });
   return describePush(context, rows, rowsWithOwnId);
 });

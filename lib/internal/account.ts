@@ -1,10 +1,10 @@
 /**
  * Keeps the customers of two Square accounts apart.
  *
- * A customer id is valid in one Square account only. With the token of another seller, a pull would
- * mix two directories, and a push would create the customers at the wrong seller. So the file
- * stores its account in the table square_account, and every script compares it before it reads or
- * sends anything.
+ * A customer id is valid in the Square account of one seller only. With the token of another seller,
+ * a pull would mix two directories, and a push would create the customers at the wrong seller. So the
+ * file stores its account in the table square_account, and every script compares it before it reads
+ * or sends anything. Square identifies a seller by a merchant id.
  */
 import { createHash } from "node:crypto";
 import { isDeepStrictEqual } from "node:util";
@@ -16,6 +16,10 @@ import { readRows } from "./sql.ts";
 import { createSquareError, readErrors } from "./square-errors.ts";
 
 const EXPIRY_WARNING_MS = 7 * 86_400_000;
+
+// The values of an account whose token could not be checked. Without a hash, the next run checks the
+// token again.
+const UNCHECKED = { tokenHash: null, tokenScopes: null, tokenExpiresAt: null, checkedAt: null };
 
 /** The row of the table square_account. */
 export interface StoredAccount {
@@ -119,7 +123,7 @@ export function requireSameAccount(
 /**
  * Checks the token before the other requests of a run: it must belong to the merchant of the file
  * and have the scopes that the script needs. Warns if it expires soon. A token that an earlier run
- * checked is not checked again, so that a run without news needs only one request.
+ * checked is not checked again, so that a run that finds nothing new needs only one request.
  * @param stored the account of the file
  * @param scopes the permissions that the script needs, for example `CUSTOMERS_READ`
  * @param readNewestIds reads ids of customers of the file, at most 100
@@ -149,15 +153,22 @@ export async function checkAccount(
   }
 
   const status = await retrieveTokenStatus(square, context);
-  // Without an answer, nothing is proven. Continue with the earlier check: if its token has expired
-  // or lacks a scope, Square rejects the next request.
-  if (status === "no answer" && checked !== undefined) return checked;
-
-  const merchantIds = [stored?.merchantId, status === "no answer" ? null : status.merchantId];
-  const canCompare = merchantIds.every((merchantId) => typeof merchantId === "string");
-  if (checked === undefined && !canCompare)
+  const fileMerchantId = stored?.merchantId ?? null;
+  // A status without a merchant must not be saved for a file that has one. It would erase the merchant
+  // of the file, and the token of another seller would be accepted from then on.
+  const isAnswered = status !== "no answer";
+  if (!isAnswered || (status.merchantId === null && fileMerchantId !== null)) {
+    if (isAnswered) requireScopes(status, scopes);
+    // An earlier check of this token stays valid: if the token has expired or lacks a scope, Square
+    // rejects the next request.
+    if (checked !== undefined) return checked;
     await requireKnownCustomer(square, context, readNewestIds());
-  if (status === "no answer") return buildUncheckedAccount(stored, context);
+    if (fileMerchantId !== null)
+      context.warn(
+        `it could not be checked whether this token belongs to the merchant ${fileMerchantId} of this file`,
+      );
+    return { ...UNCHECKED, environment, merchantId: fileMerchantId };
+  }
 
   const account: StoredAccount = {
     environment,
@@ -166,25 +177,15 @@ export async function checkAccount(
     checkedAt: new Date(context.startedAt).toISOString(),
   };
   requireSameAccount(context.databasePath, stored, account);
-  const missing = listMissingScopes(account, scopes);
-  if (missing.length > 0)
-    throw new SyncError(
-      "denied",
-      `Cannot use this token: it lacks the permission${missing.length > 1 ? "s" : ""} ${missing.join(" and ")}`,
-      "ask the seller for it, or use a token that has it",
-    );
+  requireScopes(account, scopes);
+  if (checked === undefined && (fileMerchantId === null || account.merchantId === null))
+    await requireKnownCustomer(square, context, readNewestIds());
   // A file of version 1, or one that was filled while the token could not be checked.
   if (stored !== undefined && stored.merchantId === null && account.merchantId !== null)
     context.warn(
       `"${context.databasePath}" had no Square merchant recorded: from now on it belongs to the merchant ${account.merchantId}`,
     );
   warnOfExpiry(account, context);
-
-  // Square returned no merchant. Saving this account would erase the merchant of the file, and the
-  // token of another seller would be accepted from then on.
-  const losesMerchant =
-    account.merchantId === null && stored !== undefined && stored.merchantId !== null;
-  if (losesMerchant) return checked ?? buildUncheckedAccount(stored, context);
   return account;
 }
 
@@ -220,37 +221,16 @@ export function isUncheckedToken(stored: StoredAccount | undefined, token: strin
   return stored !== undefined && stored.tokenHash !== hashToken(token);
 }
 
-/**
- * Builds the account of a run whose token could not be checked. Without a token hash, the next run
- * checks the token again.
- */
-function buildUncheckedAccount(
-  stored: StoredAccount | undefined,
-  context: RunContext,
-): StoredAccount {
-  const merchantId = stored?.merchantId ?? null;
-  if (merchantId !== null)
-    context.warn(
-      `it could not be checked whether this token belongs to the merchant ${merchantId} of this file`,
-    );
-  return {
-    environment: context.square.environment,
-    merchantId,
-    tokenHash: null,
-    tokenScopes: null,
-    tokenExpiresAt: null,
-    checkedAt: null,
-  };
-}
-
 type TokenStatus = Pick<StoredAccount, "merchantId" | "tokenScopes" | "tokenExpiresAt">;
 
 /**
- * Calls RetrieveTokenStatus. Square documents it for production tokens only. So a run continues
- * without its result, and then only the environment is compared.
- * @returns the status. Its fields are null if the endpoint does not exist (404) or rejects sandbox
- *   tokens. A later run would get the same result, so the token counts as checked. After any other
- *   failure, "no answer"; the next run asks again.
+ * Calls RetrieveTokenStatus. Square documents it for production tokens only, so a run continues
+ * without its result.
+ * @returns one of three results:
+ *   - Square has answered: the status.
+ *   - The endpoint does not exist (404), or rejects sandbox tokens: a status whose fields are null. A
+ *     later run would get the same result, so the token counts as checked.
+ *   - Any other failure: "no answer". The next run asks again.
  * @throws SyncError (denied) if Square rejects a token outside the sandbox
  */
 async function retrieveTokenStatus(
@@ -290,9 +270,25 @@ function joinScopes(scopes: unknown): string | undefined {
   return scopes.every((scope) => typeof scope === "string") ? scopes.join(" ") : undefined;
 }
 
+function requireScopes(
+  status: Pick<StoredAccount, "tokenScopes">,
+  needed: readonly string[],
+): void {
+  const missing = listMissingScopes(status, needed);
+  if (missing.length === 0) return;
+  throw new SyncError(
+    "denied",
+    `Cannot use this token: it lacks the permission${missing.length > 1 ? "s" : ""} ${missing.join(" and ")}`,
+    "ask the seller for it, or use a token that has it",
+  );
+}
+
 // Square can return no list of scopes for a personal access token. Such a token has all
 // permissions, so without a list no scope is missing.
-function listMissingScopes({ tokenScopes }: StoredAccount, needed: readonly string[]): string[] {
+function listMissingScopes(
+  { tokenScopes }: Pick<StoredAccount, "tokenScopes">,
+  needed: readonly string[],
+): string[] {
   if (tokenScopes === null) return [];
   const granted = tokenScopes.split(" ");
   return needed.filter((scope) => !granted.includes(scope));

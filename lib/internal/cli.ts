@@ -5,7 +5,7 @@
 import type { InferredOptionTypes, Options } from "yargs";
 import { readConfiguration } from "./config.ts";
 import type { RunContext } from "./context.ts";
-import { type ErrorKind, messageOf, SyncError } from "./errors.ts";
+import { type ErrorKind, listErrorChain, messageOf, SyncError } from "./errors.ts";
 import { flushStderr, makePrintable, printToStderr, printToStdout } from "./output.ts";
 import { createProgress, type Progress } from "./progress.ts";
 import { createSquareError } from "./square-errors.ts";
@@ -83,7 +83,10 @@ export interface Manual<O extends OptionSet> {
 export interface Result {
   /** One line for the user, printed after the name of the script. */
   summary: string;
-  /** Fields for `--json`, in addition to script, environment, database and seconds. */
+  /**
+   * Fields for `--json`, in addition to script and database. For a script that uses Square,
+   * environment and seconds are added too.
+   */
   json: object;
   /** Lines that are printed to stdout above the summary, for example the table of a dry run. */
   lines?: readonly string[] | undefined;
@@ -91,10 +94,11 @@ export interface Result {
   details?: readonly string[] | undefined;
   /** A line for each row that waits for a person. They are printed to stderr, except with --quiet. */
   reasons?: readonly string[] | undefined;
-  /** True if rows wait for a person. The exit code is then 3, so that a scheduler can report it. */
-  hasWaitingRows?: boolean | undefined;
-  /** The line that --quiet prints about these rows, for example `2 refused, 1 on hold`. */
-  waitingText?: string | undefined;
+  /**
+   * Set if rows wait for a person, for example `2 refused, 1 held`. The exit code is then 3, so that
+   * a scheduler can report it. The text is printed only with --quiet, instead of `reasons`.
+   */
+  waiting?: string | undefined;
   /** Printed to stderr after `Try: `, for example for rows on hold. */
   nextStep?: string | undefined;
   /** The error of a run that did only a part of its work. It is reported after the summary. */
@@ -203,11 +207,11 @@ async function execute<O extends OptionSet>(
       : [...(result.lines ?? []), formatSummary(context, result.summary, needsSquare)];
     await printToStdout(lines.map((line) => `${makePrintable(line, square.token)}\n`).join(""));
   }
-  const { hasWaitingRows = false, waitingText = "rows wait for a person", nextStep } = result;
-  if (quiet && hasWaitingRows) reporter.report(`${name}: ${waitingText}`);
+  const { waiting, nextStep } = result;
+  if (quiet && waiting) reporter.report(`${name}: ${waiting}`);
   if (nextStep && !quiet) reporter.report(`Try: ${nextStep}`);
   if (result.error !== undefined) throw explain(result.error);
-  return hasWaitingRows ? EXIT_ROWS_WAIT : EXIT_DONE;
+  return waiting ? EXIT_ROWS_WAIT : EXIT_DONE;
 }
 
 /**
@@ -235,7 +239,7 @@ function createReporter(script: string): Reporter {
     reportError(error) {
       this.report(`${script}: ${error.message}`);
       if (error.nextStep) this.report(`Try: ${error.nextStep}`);
-      if (this.isVerbose) for (const text of listCauses(error)) this.report(text);
+      if (this.isVerbose) for (const text of listStackTraces(error)) this.report(text);
     },
   };
 }
@@ -277,16 +281,13 @@ function createUnexpectedError(error: unknown): SyncError {
 }
 
 /** Lists the stack traces of an error and its causes. */
-function listCauses(error: unknown): string[] {
-  const texts: string[] = [];
-  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+function listStackTraces(error: unknown): string[] {
+  return listErrorChain(error).map((cause) => {
     const stack = cause.stack ?? messageOf(cause);
     // An error of the SDK has the reply as its body, and repeats it in the message. The reply can
     // contain the data of a customer, so it is not printed.
-    const hasReply = "body" in cause;
-    texts.push(hasReply ? stack.replace(cause.message, "(reply of Square)") : stack);
-  }
-  return texts;
+    return "body" in cause ? stack.replace(cause.message, "(reply of Square)") : stack;
+  });
 }
 
 type ParsedCommandLine<O extends OptionSet> =
@@ -314,7 +315,7 @@ async function parseCommandLine<O extends OptionSet>(
     .version(false)
     .usage(`${name} ${purpose}`)
     .options(allOptions)
-    .example(examples.map(([command, description]) => [command, description]))
+    .example(examples.map((example) => [...example])) // yargs accepts no readonly lists.
     .epilogue(`Exit codes: ${exitCodes}`)
     .wrap(HELP_WIDTH)
     .detectLocale(false)
@@ -343,6 +344,7 @@ async function parseCommandLine<O extends OptionSet>(
   for (const [option, { check }] of Object.entries(allOptions))
     if (parsed[option] !== undefined) check?.(parsed[option], name);
 
+  // The strict mode of yargs would name an unknown option without its dashes.
   const strayWords = [
     ...parsed._.map(String),
     ...findUnknownOptions(words, Object.keys(parsed), Object.keys(allOptions)),

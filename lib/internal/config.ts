@@ -7,6 +7,7 @@ import { resolve } from "node:path";
 import type { SquareSettings } from "./context.ts";
 import { codeOf, messageOf, SyncError } from "./errors.ts";
 import { fileExists, findPackageCommand, IS_DENO } from "./suggest.ts";
+import { isValidUtf8 } from "./utf8.ts";
 
 /**
  * The URLs of Square by environment. They are repeated here, because loading the SDK takes about a
@@ -44,7 +45,7 @@ interface Problem {
 }
 
 /** The place of a value, so that the next step can name the place to correct. */
-type Source = "--db" | "the environment" | typeof ENV_FILE | "nowhere";
+type Source = "--db" | "variable" | typeof ENV_FILE | "nowhere";
 
 interface Setting {
   name: string;
@@ -64,7 +65,7 @@ export async function readConfiguration(
   const file = await readEnvFile();
   const read = (name: string): Setting => {
     const value = process.env[name];
-    if (value !== undefined) return { name, value, source: "the environment" };
+    if (value !== undefined) return { name, value, source: "variable" };
     const fileValue = file.values[name];
     if (fileValue !== undefined) return { name, value: fileValue, source: ENV_FILE };
     return { name, value: "", source: "nowhere" };
@@ -75,16 +76,17 @@ export async function readConfiguration(
       : { name: "--db", value: dbOption, source: "--db" };
   const problems = checkDatabasePath(database);
 
-  // The file may be unreadable: Deno can lack the permission, or a container can have a folder with
-  // this name. That does not matter if the environment has every setting that is required.
-  // Otherwise report it, because the missing settings can be in the file.
-  // DATABASE_PATH has a default, but an unreadable file may name another database.
+  // An unreadable `.env` is reported only if a required setting is found nowhere else, because it may
+  // be in that file. Otherwise `.env` does not matter: Deno may have no permission to read it, or a
+  // container may have a folder with this name. DATABASE_PATH is required here although it has a
+  // default, because `.env` may name another database.
   const required = needsSquare ? [database, read("SQUARE_ACCESS_TOKEN")] : [database];
   const isFileNeeded = required.some(({ source }) => source === "nowhere");
   const fileProblem = file.isUnreadable && !isFileNeeded ? undefined : file.problem;
 
   let square: SquareSettings = { environment: "", token: "", baseUrl: "" };
   if (fileProblem !== undefined) {
+    // Do not check the other settings: they would be reported as missing although `.env` has them.
     problems.push(fileProblem);
   } else if (needsSquare) {
     const token = trim(read("SQUARE_ACCESS_TOKEN"));
@@ -124,7 +126,8 @@ function checkDatabasePath(setting: Setting): Problem[] {
   if (INVISIBLE_CHARACTER.test(value))
     return [buildProblem(setting, "contains an invisible character, such as a line break")];
   if (value !== value.trim()) return [buildProblem(setting, "begins or ends with a space")];
-  // Otherwise the script would use a file or folder with exactly this name, for example `:memory:`.
+  // Without the next two checks, the script would create a file or folder with exactly this name, for
+  // example `~` or `:memory:`.
   if (/^(~[\\/]|\$)/.test(value))
     return [buildProblem(setting, "begins with ~ or $, which only a shell replaces")];
   if (/^(:memory:$|(file|sqlite3?):)/i.test(value))
@@ -185,7 +188,7 @@ function hasQuotes(value: string): boolean {
 function buildProblem({ name, source }: Setting, state: string): Problem {
   const fixes = {
     "--db": "give --db another path",
-    "the environment": `correct ${name} in the environment, which overrides ${ENV_FILE}`,
+    variable: `correct ${name} in the environment, which overrides ${ENV_FILE}`,
     [ENV_FILE]: `edit ${resolve(ENV_FILE)}`,
     nowhere: findSetupStep(name),
   };
@@ -225,8 +228,7 @@ async function readEnvFile(): Promise<EnvFile> {
   }
   // UTF-16 stores the letter A as two bytes, and one of them is 0. UTF-8 text has no such byte.
   const isUtf16 = bytes.includes(0);
-  const text = decodeUtf8(bytes);
-  if (text === undefined || isUtf16) {
+  if (isUtf16 || !isValidUtf8(bytes)) {
     const state = isUtf16 ? "is in UTF-16, as PowerShell writes it" : "is not valid UTF-8";
     return {
       values: {},
@@ -235,13 +237,5 @@ async function readEnvFile(): Promise<EnvFile> {
   }
   // Loaded here, because a run without the file .env does not need it.
   const { parse } = await import("dotenv");
-  return { values: parse(text) };
-}
-
-function decodeUtf8(bytes: Uint8Array): string | undefined {
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch {
-    return undefined;
-  }
+  return { values: parse(new TextDecoder().decode(bytes)) };
 }

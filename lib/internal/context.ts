@@ -16,7 +16,7 @@ export interface SquareSettings {
   baseUrl: string;
 }
 
-/** Counts of the requests of a run so far. The strict `fetch` updates them. */
+/** Counts of the requests of a run so far. The `fetch` of strict-fetch.ts updates them. */
 export interface Traffic {
   requests: number;
   retries: number;
@@ -32,8 +32,8 @@ export interface RunContext {
   square: SquareSettings;
   /**
    * When the run began, in milliseconds since 1970. It is set from this computer's clock before the
-   * first request. If a reply shows that Square's clock is behind, the strict `fetch` moves it back
-   * to that time.
+   * first request. If a reply shows that Square's clock is behind, the `fetch` of strict-fetch.ts
+   * moves it back to that time.
    */
   startedAt: number;
   traffic: Traffic;

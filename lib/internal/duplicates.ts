@@ -8,15 +8,18 @@
  */
 import { removeTrunkZero, unifyDashes } from "./normalize.ts";
 
-/** The values that identify a customer, cleaned as for sending. An empty text means blank. */
-export interface Contacts {
+/**
+ * The values that identify a customer, cleaned as for sending. An invalid value, which a customer of
+ * Square can have, is only trimmed. An empty text means blank.
+ */
+export interface ComparedValues {
   emailAddress: string;
   phoneNumber: string;
   referenceId: string;
 }
 
-/** A row of the table with its contacts. */
-export interface Candidate extends Contacts {
+/** A row of the table with its compared values. */
+export interface Candidate extends ComparedValues {
   /** A text, because a row number of SQLite can be larger than a safe integer. */
   localId: string;
   /** Square's customer id, or null for a row that is not in Square yet. */
@@ -26,7 +29,7 @@ export interface Candidate extends Contacts {
 /** A row that has the same value as the row that was searched for. */
 export interface Match {
   /** The field in which both have the value. */
-  field: keyof Contacts;
+  field: keyof ComparedValues;
   localId: string;
   id: string | null;
 }
@@ -36,17 +39,16 @@ export interface DuplicateIndex {
   add(candidate: Candidate): void;
   /**
    * Finds the first other row with the same email address, phone number or reference id.
-   * @param options.ignoredReference ignores all rows with this reference id. A row in doubt was
-   *   sent, and its outcome is unknown. If Square has created the customer, a pull may have saved it
-   *   as a second row, with the reference id that was sent. Without this option, that second row
-   *   would be found as a duplicate.
+   * @param options.ignoredReference the reference id of a candidate that was sent and whose outcome
+   *   is unknown. If Square has created the candidate, a pull may have saved the customer as another
+   *   row with this reference id. That row is not a duplicate, so it is ignored
    */
   find(candidate: Candidate, options?: { ignoredReference?: string }): Match | undefined;
 }
 
 /** A value in the form in which it is compared. */
 interface IndexedValue {
-  field: keyof Contacts;
+  field: keyof ComparedValues;
   /** Equal values have equal buckets. Different values can share a bucket, so compare them too. */
   bucket: string;
   value: string;
@@ -60,11 +62,11 @@ interface Entry {
   reference: string;
 }
 
-/** @param wanted the contacts that will be searched for */
-export function createDuplicateIndex(wanted: Iterable<Contacts>): DuplicateIndex {
+/** @param wanted the values that will be searched for */
+export function createDuplicateIndex(wanted: Iterable<ComparedValues>): DuplicateIndex {
   const buckets = new Map<string, Entry[]>();
-  for (const contacts of wanted)
-    for (const { bucket } of listIndexedValues(contacts)) buckets.set(bucket, []);
+  for (const comparedValues of wanted)
+    for (const { bucket } of listIndexedValues(comparedValues)) buckets.set(bucket, []);
 
   function add(candidate: Candidate): void {
     const { localId, id } = candidate;
@@ -97,14 +99,18 @@ export function createDuplicateIndex(wanted: Iterable<Contacts>): DuplicateIndex
 const MIN_PHONE_DIGITS = 9;
 
 // In many countries, a national number begins with a 0, the trunk prefix: 020 7946 0958. It is not
-// dialed after a country code, but people write it there: +44 020 7946 0958. This finds it after
+// dialled after a country code, but people write it there: +44 020 7946 0958. This finds it after
 // the codes of countries where a 0 after the country code is never part of the number (unlike
 // Italy). Only the comparison ignores it. The number is sent as it was written.
 const TRUNK_ZERO =
   /^(\+(?:27|3[123]|353|358|41|43|44|46|49|61|62|63|64|66|81|82|84|86|90|91|92|94))[\s.-]*0/;
 
 /** Lists the values of a row that can be compared. Blank ones are left out. */
-function listIndexedValues({ emailAddress, phoneNumber, referenceId }: Contacts): IndexedValue[] {
+function listIndexedValues({
+  emailAddress,
+  phoneNumber,
+  referenceId,
+}: ComparedValues): IndexedValue[] {
   const values: IndexedValue[] = [];
   const email = foldText(emailAddress);
   if (email !== "") values.push({ field: "emailAddress", bucket: `email ${email}`, value: email });
@@ -132,7 +138,7 @@ function readSignificantDigits(phoneNumber: string): string {
   return fromFirstDigit.replace(/[^0-9]/g, "");
 }
 
-function isSameValue(field: keyof Contacts, one: string, other: string): boolean {
+function isSameValue(field: keyof ComparedValues, one: string, other: string): boolean {
   if (field === "phoneNumber") return one.endsWith(other) || other.endsWith(one);
   return one === other;
 }

@@ -4,7 +4,7 @@
  * The kinds of errors. Code branches on the kind. Only `runScript` turns it into an exit code.
  *
  * - `failed`: the run failed, and running the script again may not help.
- * - `usage`: wrong options, configuration or file. The run stopped before it did anything.
+ * - `usage`: wrong options, configuration or file. The run stopped before it changed anything.
  * - `denied`: Square rejected the token, or the token lacks a permission.
  * - `temporary`: busy file, rate limit or network. Running the script again later helps.
  */
@@ -25,6 +25,18 @@ export class SyncError extends Error {
     this.kind = kind;
     this.nextStep = nextStep;
   }
+}
+
+/** Lists an error, its cause, the cause of that, and so on. */
+export function listErrorChain(error: unknown): Error[] {
+  return error instanceof Error ? [error, ...listErrorChain(error.cause)] : [];
+}
+
+/** Runs a step whose failure does not matter. */
+export function ignoreErrors(step: () => void): void {
+  try {
+    step();
+  } catch {}
 }
 
 /** Returns the message of any thrown value. */

@@ -18,7 +18,7 @@
 import * as fs from "node:fs";
 import { dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { codeOf, SyncError } from "./errors.ts";
+import { codeOf, ignoreErrors, SyncError } from "./errors.ts";
 import { createBusyError, createFileError, isDeniedByDeno } from "./file-errors.ts";
 import type { Lock } from "./lock.ts";
 
@@ -63,6 +63,7 @@ export function resolveDatabasePath(path: string): string {
       );
     return resolved;
   } catch (error) {
+    // createFileError returns a SyncError unchanged.
     throw createFileError("use", path, error, "usage");
   }
 }
@@ -81,7 +82,7 @@ export function checkReplaceable(path: string): void {
   try {
     fs.rmSync(temporary, { force: true });
     fs.closeSync(fs.openSync(temporary, "wx", 0o600));
-    copyAccess(path, temporary);
+    copyAccess(path, temporary); // The save prints its warning.
     fs.rmSync(temporary);
     checkMount(path, temporary);
   } catch (error) {
@@ -132,6 +133,8 @@ export async function readDatabaseFile(
     // value, so the two are never equal and the loop waits.
     if (readFingerprint(path) === fingerprint) return { bytes, fingerprint };
     if (performance.now() - startedAt > WAIT_MS) {
+      // With these statements, sqlite3 completes or undoes what a stopped program has left, and removes
+      // its -wal, -shm or -journal file.
       const sql = "PRAGMA journal_mode = DELETE; SELECT count(*) FROM sqlite_schema";
       throw createBusyError(
         path,
@@ -250,7 +253,8 @@ function copyAccess(path: string, temporary: string): string | undefined {
   // Errors are ignored, because file systems report them differently. The result is compared below.
   const created = fs.statSync(temporary);
   if (old.uid !== created.uid || old.gid !== created.gid) {
-    // Only root can give a file to another user. Any other user keeps at least the group.
+    // Set the group first, which a member of that group may do. Then set the owner too, which only
+    // root may do.
     ignoreErrors(() => fs.chownSync(temporary, created.uid, old.gid));
     ignoreErrors(() => fs.chownSync(temporary, old.uid, old.gid));
   }
@@ -265,37 +269,31 @@ function copyAccess(path: string, temporary: string): string | undefined {
   const nextStep =
     copy.uid === old.uid
       ? `give the file a group that you are a member of: chgrp "$(id -g)" "${path}"`
-      : `run it as the owner of the file, or as a member of its group after: chmod g+rw "${path}"`;
+      : `run it as the owner of the file, or let its group write it: chmod g+rw "${path}"`;
   const message = `Cannot save "${path}": its owner or mode cannot be kept (${change})`;
   throw new SyncError("failed", message, nextStep);
 }
 
 /**
- * Whether the users who can read and write the old file can read and write the copy, and no others.
- * The members of a group are not looked up: an old owner who is not a member loses access, and the
- * warning names the change.
+ * True if the copy gives access to the same users as the old file, as far as owner, group and mode
+ * show. It does not look up the members of a group, so an old owner who is not a member can lose
+ * access. The warning then names the change.
  */
 function hasSameUsers(old: fs.Stats, copy: fs.Stats): boolean {
   const hasSameRights = (old.mode & 0o666) === (copy.mode & 0o666);
   const groupRights = (copy.mode >> 3) & 0o6;
   const otherRights = copy.mode & 0o6;
   // If the group has the same rights as all other users, it does not matter which group it is.
-  const isGroupUnaffected = copy.gid === old.gid || groupRights === otherRights;
+  const isGroupChangeHarmless = copy.gid === old.gid || groupRights === otherRights;
   // If the owner changes, the old owner has access only as a member of the group. So the group must
   // be able to read and write.
-  const isOwnerUnaffected = copy.uid === old.uid || groupRights === 0o6;
-  return hasSameRights && isGroupUnaffected && isOwnerUnaffected;
+  const isOwnerChangeHarmless = copy.uid === old.uid || groupRights === 0o6;
+  return hasSameRights && isGroupChangeHarmless && isOwnerChangeHarmless;
 }
 
 /** Formats the owner, group and mode of a file, for example `1001:2000 660`. */
 function formatAccess(stats: fs.Stats): string {
   return `${stats.uid}:${stats.gid} ${(stats.mode & 0o777).toString(8)}`;
-}
-
-function ignoreErrors(step: () => void): void {
-  try {
-    step();
-  } catch {}
 }
 
 function requireOwnedLock(path: string, lock: Lock): void {

@@ -12,9 +12,9 @@
  * lock at once.
  */
 import * as fs from "node:fs";
-import { setInterval } from "node:timers";
+import { setInterval } from "node:timers"; // Deno's global one returns a number without unref().
 import { setTimeout as sleep } from "node:timers/promises";
-import { codeOf } from "./errors.ts";
+import { codeOf, ignoreErrors } from "./errors.ts";
 import { createBusyError, createFileError } from "./file-errors.ts";
 
 // A script waits this long for the lock of another script.
@@ -23,15 +23,14 @@ const POLL_MS = 100;
 
 const HEARTBEAT_MS = 2_000;
 
-// A heartbeat that is further than this from the current time, in the past or future, may have
-// stopped. Saving a large file can delay one by up to 20 seconds.
+// A heartbeat has stopped if its time is more than STALE_MS from now, in the past or future, and if it
+// also did not change for UNCHANGED_MS. Saving a large file can delay a heartbeat by up to 20 seconds,
+// so STALE_MS is longer than that. See isStale.
 const STALE_MS = 30_000;
-
-// It has stopped if it also did not change for two intervals. See isStale.
 const UNCHANGED_MS = 2 * HEARTBEAT_MS;
 
-// A script writes its owner within milliseconds after it has created the lock file. If the file is
-// still empty after this time, the script was killed in between.
+// A script creates the lock file, and writes its process number into it within milliseconds. If the
+// file is still empty after this time, the script was killed in between.
 const EMPTY_MS = 1_000;
 
 export interface Lock {
@@ -80,11 +79,10 @@ async function waitForLock(path: string, owner: string, waitMs: number): Promise
   let isTakeover = false;
   for (;;) {
     if (createLockFile(path, owner)) {
-      if (!isTakeover) return;
       // Two scripts can find the same lock stale. The first removes it and creates its own. Then
       // the second removes this new lock and creates another. So each waits for a moment after its
       // takeover, and only the script that owns the last lock continues.
-      await sleep(POLL_MS);
+      if (isTakeover) await sleep(POLL_MS);
       if (isOwnedBy(owner, path)) return;
       isTakeover = false;
     }
@@ -164,7 +162,8 @@ function createLockFile(path: string, owner: string): boolean {
     return true;
   } catch (error) {
     if (codeOf(error) === "EEXIST") return false;
-    // The lock file is the first file that a script writes. Without its folder, --db is wrong.
+    // The lock file is the first file that a script writes. If its folder does not exist, the value of
+    // --db is wrong.
     const isFolderMissing = ["ENOENT", "ENOTDIR"].includes(codeOf(error));
     throw createFileError("lock", path, error, isFolderMissing ? "usage" : "failed");
   }
@@ -203,10 +202,4 @@ function removeLockFile(path: string): void {
   } catch (error) {
     throw createFileError("lock", path, error);
   }
-}
-
-function ignoreErrors(step: () => void): void {
-  try {
-    step();
-  } catch {}
 }

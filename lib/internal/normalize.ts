@@ -46,14 +46,15 @@ const INVISIBLE = /[\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]/gu;
 // Names and notes lose only these characters, and only at their ends, where they have no effect.
 // The other invisible characters can carry meaning: zero-width joiners spell Persian and Indic
 // names and hold emoji together, a variation selector makes a heart red, and tag characters make
-// the flag of Scotland.
+// the flag of Scotland. In this order: white space, soft hyphen, Arabic letter mark, Mongolian
+// separator, zero-width space, text directions, word joiner and the like, byte order mark, fillers.
 const EDGE =
   "[\\s\\u00ad\\u061c\\u180e\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2060-\\u2064\\u2066-\\u206f\\ufeff\\u2800\\u3164]";
 const EDGES = new RegExp(`^${EDGE}+|${EDGE}+$`, "gu");
 
 // The characters that people type, or programs insert, in place of a hyphen: dashes of every length
-// and the minus sign. Between digits also the Japanese long vowel sign, which is on the same key.
-// The wave dash is not in the list, because it means "to".
+// and the minus sign. Between digits, the Japanese long vowel sign is a hyphen too, because both are
+// on one key of a Japanese keyboard. The wave dash is not in the list, because it means "to".
 const DASHES =
   /[\u2010-\u2015\u2212\u2043\u02d7\ufe58\ufe63\uff0d]|(?<=[0-9])[\u30fc\uff70](?=[0-9])/gu;
 
@@ -105,14 +106,14 @@ export function normalizeCell(
 ): Normalized {
   if (value instanceof Uint8Array && value.length > 0)
     return { problem: "holds bytes (a BLOB): store it as text" };
-  // Reject numbers that are not exact integers. (In a TEXT column, 12065550100.0 is a text, and the
-  // checks below find its fraction. In a column without a type, sql.js returns the integer.)
+  // Only a column with a numeric type returns a number with a fraction. A TEXT column returns the text
+  // 12065550100.0, which the checks below find.
   if (typeof value === "number" && !Number.isSafeInteger(value))
     return { problem: "is a number with a fraction or with too many digits: store it as text" };
   const raw = value === null || value === undefined ? "" : String(value);
   if (isBlank(raw)) return { text: "" };
 
-  // \p{Cs} is half of a surrogate pair.
+  // \p{Cs} is half of a surrogate pair. It would be stored as U+FFFD.
   if (/[\p{Cs}\ufffd]/u.test(raw))
     return { problem: "contains U+FFFD, which replaces damaged text (was the CSV Latin-1?)" };
   if (SPREADSHEET_ERROR.test(raw.trim())) return { problem: "is an error value of a spreadsheet" };
@@ -135,7 +136,7 @@ export function unifyDashes(text: string): string {
 
 /** True for a text that consists only of space and invisible characters. */
 export function isBlank(text: string): boolean {
-  return removeInvisible(text) === "";
+  return removeInvisibleAndTrim(text) === "";
 }
 
 // A name, or a line of an address.
@@ -149,14 +150,14 @@ function normalizeNote(raw: string): Normalized {
 
 // The case and the dashes of a reference id stay, because it must equal the id in another system.
 function normalizeReferenceId(raw: string): Normalized {
-  const text = removeInvisible(raw);
+  const text = removeInvisibleAndTrim(raw);
   const problem = findSpreadsheetProblem(text);
   if (problem !== undefined) return { problem };
   return checkControls(text, CONTROL);
 }
 
 function normalizePostalCode(raw: string): Normalized {
-  const text = unifyDashes(removeInvisible(raw));
+  const text = unifyDashes(removeInvisibleAndTrim(raw));
   const problem = findSpreadsheetProblem(text);
   if (problem !== undefined) return { problem };
   // A number with thousands separators, such as 98,101.
@@ -167,7 +168,7 @@ function normalizePostalCode(raw: string): Normalized {
 
 // Square documents that a VAT number consists of letters and digits.
 function normalizeVat(raw: string): Normalized {
-  const text = removeInvisible(raw);
+  const text = removeInvisibleAndTrim(raw);
   const problem = findSpreadsheetProblem(text);
   if (problem !== undefined) return { problem };
   if (/^[A-Za-z0-9]+$/.test(text)) return { text };
@@ -176,7 +177,7 @@ function normalizeVat(raw: string): Normalized {
 
 // One address, without a name (Ada <ada@example.com>) and without quotes.
 function normalizeEmail(raw: string): Normalized {
-  const text = unifyDashes(removeInvisible(raw));
+  const text = unifyDashes(removeInvisibleAndTrim(raw));
   const problem = findSpreadsheetProblem(text);
   if (problem !== undefined) return { problem };
   const address = /^[^\s\p{Cc}@<>()[\]\\,;:"]+@[\p{L}\p{M}\p{N}_-]+(?:\.[\p{L}\p{M}\p{N}_-]+)+$/u;
@@ -187,27 +188,30 @@ function normalizeEmail(raw: string): Normalized {
 // Removes the spaces, dots, dashes and brackets between the digits. Square accepts 9 to 16 digits,
 // with or without + and the country code.
 function normalizePhone(raw: string): Normalized {
-  const text = unifyDashes(removeInvisible(raw));
+  const text = unifyDashes(removeInvisibleAndTrim(raw));
   const problem = hasFraction(text) ? DECIMAL_NUMBER_PROBLEM : findSpreadsheetProblem(text);
   if (problem !== undefined) return { problem };
 
-  // removeTrunkZero removes a (0) after most country codes. With any other (0), inside the number or
-  // after the code of Italy or San Marino, it is unclear whether the 0 has to be dialled.
+  // removeTrunkZero removes a (0) after most country codes. A (0) at the beginning is the prefix of a
+  // national number. With any other (0), inside the number or after the code of Italy or San Marino,
+  // it is unclear whether the 0 has to be dialled.
   const dialled = removeTrunkZero(text);
   if (/.\(0\)/.test(dialled))
     return {
       problem: `is invalid: the (0) is ambiguous, write the digits to dial, ${PHONE_EXAMPLE}`,
     };
 
-  // The prefix in front of a country code is + everywhere, but 00 or 011 only in some countries. A
-  // number with less than ten digits after 011 can be from Turin, whose area code is 011. No country
-  // code begins with 0.
+  // The prefix in front of a country code is + everywhere, but 00 or 011 only in some countries. With
+  // less than ten digits after it, 011 can be the area code of Turin.
   const phone = dialled.replace(/[^+0-9]/g, "");
-  if (/^\+?00/.test(phone) || /^011[0-9]{10}/.test(phone) || phone.startsWith("+0"))
+  const hasOtherPrefix = /^\+?00/.test(phone) || /^011[0-9]{10}/.test(phone);
+  // No country code begins with 0.
+  const hasInvalidCode = phone.startsWith("+0");
+  if (hasOtherPrefix || hasInvalidCode)
     return { problem: `is invalid: write + and the country code first, ${PHONE_EXAMPLE}` };
 
-  // A number does not begin with a hyphen, because a negative number is not a phone number. Line
-  // breaks are not in \p{Zs}, because they separate two numbers.
+  // A number does not begin with a hyphen, because a negative number is not a phone number. The
+  // pattern has \p{Zs} and not \s, so that two numbers with a line break between them are invalid.
   const hasPhoneCharacters = /^[(+]*[0-9][0-9\p{Zs}().-]*$/u.test(dialled);
   if (hasPhoneCharacters && /^\+?[0-9]{9,16}$/.test(phone)) return { text: phone };
 
@@ -245,24 +249,25 @@ export function removeTrunkZero(text: string): string {
 // year 0000. Other orders of day and month, and the day numbers of spreadsheets such as 32988, are
 // ambiguous, so they are rejected.
 function normalizeBirthday(raw: string): Normalized {
-  const text = unifyDashes(removeInvisible(raw));
-  // Without a match, monthAndDay is empty, and "2000-" is not a date.
-  const [, year = "0000", monthAndDay = ""] =
-    /^(?:([0-9]{4})-)?([0-9]{2}-[0-9]{2})$/.exec(text) ?? [];
-  const hasYear = year !== "0000";
-  // Without a year, any day of a leap year is possible, and 2000 was one.
-  if (isRealDate(`${hasYear ? year : "2000"}-${monthAndDay}`))
-    return { text: hasYear ? `${year}-${monthAndDay}` : monthAndDay };
+  const text = unifyDashes(removeInvisibleAndTrim(raw));
+  const match = /^(?:([0-9]{4})-)?([0-9]{2}-[0-9]{2})$/.exec(text);
+  if (match !== null) {
+    const [, year = "0000", monthAndDay = ""] = match;
+    const hasYear = year !== "0000";
+    // Without a year, any day of a leap year is possible, and 2000 was one.
+    if (isRealDate(`${hasYear ? year : "2000"}-${monthAndDay}`))
+      return { text: hasYear ? `${year}-${monthAndDay}` : monthAndDay };
+  }
   const expected = "YYYY-MM-DD or MM-DD, for example 1990-04-25";
   if (/^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ]/.test(text))
     return { problem: `is invalid: expected a date without a time: ${expected}` };
   return reject(expected, text, STRANGE);
 }
 
-// A country that Square's list has, in upper case. A single unknown code would make the `square` package
-// reject a whole call of 100 rows.
+// A country that Square's list has, in upper case. A single unknown code would make the `square`
+// package reject a whole call of 100 rows.
 function normalizeCountry(raw: string): Normalized {
-  const text = removeInvisible(raw);
+  const text = removeInvisibleAndTrim(raw);
   const code = text.toUpperCase();
   if (COUNTRIES.has(code)) return { text: code };
   const suggested = suggestCountry(text);
@@ -270,7 +275,7 @@ function normalizeCountry(raw: string): Normalized {
   return reject(`a two-letter country code, ${hint}`, text, STRANGE_IN_TEXT);
 }
 
-function removeInvisible(raw: string): string {
+function removeInvisibleAndTrim(raw: string): string {
   return raw.replace(INVISIBLE, "").trim();
 }
 

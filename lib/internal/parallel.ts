@@ -20,7 +20,7 @@ const SLICE_OVERLAP_MS = 1_000;
 interface Page {
   customers: Square.Customer[];
   count: number;
-  /** How many of the counted customers have not been returned so far. After the last page, they are missing. */
+  /** How many counted customers were not returned yet. After the last page, they are missing. */
   missingCount: number;
 }
 
@@ -32,15 +32,16 @@ type Ids = Set<string | undefined>;
  * Yields the pages of a search in any order, and then an empty page with the final missing count.
  * @param search reads one slice page by page, oldest customer first
  * @param options.concurrency into how many slices a large search is divided, approximately
- * @param options.createdBefore a time, in ms since 1970, after which no customer of the search was
- *   created. It is the end of the range to divide if the filter has no end
+ * @param options.divideUntil the end of the time to divide if the filter has no end, in milliseconds
+ *   since 1970. The last slice has no end then, so later customers are returned too
  */
 export async function* readInParallel(
   search: (filter: Filter) => AsyncGenerator<Page>,
   filter: Filter,
-  options: { concurrency: number; createdBefore: number },
+  options: { concurrency: number; divideUntil: number },
 ): AsyncGenerator<Page> {
-  // The largest count of any slice. The first slice is the whole search, so this is its count.
+  // The count of the whole search. It is the largest of all counts, because the first slice is the
+  // whole search.
   let total = 0;
   const allIds: Ids = new Set();
 
@@ -53,32 +54,35 @@ export async function* readInParallel(
     emit: (page: Page) => void,
   ): Promise<{ ids: Ids; missingCount: number }> {
     const ids: Ids = new Set();
-    let sliceMissing = 0;
+    // How many customers of this slice have not been returned yet.
+    let remaining = 0;
     for await (const page of search({ ...filter, createdAt: range })) {
       total = Math.max(total, page.count);
       for (const { id } of page.customers) {
         ids.add(id);
         allIds.add(id);
       }
-      sliceMissing = page.missingCount;
-      const overallMissing = Math.max(total - allIds.size, 0);
-      emit({ customers: page.customers, count: total, missingCount: overallMissing });
+      remaining = page.missingCount;
+      const totalRemaining = Math.max(total - allIds.size, 0);
+      emit({ customers: page.customers, count: total, missingCount: totalRemaining });
 
-      // Divide a slice if more than this is left in it. Half of an equal share keeps all requests
-      // busy until the end.
-      const maxUndividedRest = Math.max(SMALL_SLICE, total / (2 * options.concurrency));
-      if (sliceMissing <= maxUndividedRest) continue;
-      const slices = divideRest(range, page.customers, sliceMissing, options.createdBefore);
+      // Divide a slice until at most half of total / concurrency remains in it. If a slice were as
+      // large as total / concurrency, the other requests would end early and wait for it.
+      const maxRemaining = Math.max(SMALL_SLICE, total / (2 * options.concurrency));
+      if (remaining <= maxRemaining) continue;
+      const slices = divideRest(range, page.customers, remaining, options.divideUntil);
       if (slices.length === 0) continue;
       const results = await Promise.all(slices.map((slice) => readSlice(slice, emit)));
       // Compare the count of this slice with the ids of its page and of both new slices. Otherwise
       // a customer that neither of the two returned would not be noticed.
       for (const result of results) for (const id of result.ids) ids.add(id);
+      // A customer that is missing in a new slice is usually missing in the count of this slice too.
+      // So the counts must not be added.
       const missingCounts = results.map(({ missingCount }) => missingCount);
       // The two new slices have read the rest, so the next pages of this search are not needed.
       return { ids, missingCount: Math.max(page.count - ids.size, ...missingCounts) };
     }
-    return { ids, missingCount: sliceMissing };
+    return { ids, missingCount: remaining };
   }
 
   // Several slices emit pages at the same time. The stream is the queue from which they are
@@ -105,19 +109,22 @@ function divideRest(
   range: TimeRange,
   page: Square.Customer[],
   rest: number,
-  createdBefore: number,
+  divideUntil: number,
 ): TimeRange[] {
   const first = Date.parse(page.at(0)?.createdAt ?? "");
   const last = Date.parse(page.at(-1)?.createdAt ?? "");
   const { endAt } = range;
-  const end = endAt ? Date.parse(endAt) : createdBefore;
+  const end = endAt ? Date.parse(endAt) : divideUntil;
 
-  // Estimate where half of the rest ends, as if the rest were as dense as this page. Cut there, but
-  // not after the middle of the time. After an import that created most customers within a day, the
-  // middle of the time would leave nearly all of them in the first slice.
+  // Estimate where half of the rest ends, as if the rest were as dense as this page. The middle of the
+  // time alone would be a bad place: after an import, most customers can be in the first day, and
+  // nearly all of them would be in the first slice.
   const halfOfRestMs = ((last - first) / page.length) * (rest / 2);
+  // The rest can be less dense than this page. So cut at the middle of the time at the latest.
   const halfOfTimeMs = (end - last) / 2;
-  const cut = last + Math.max(Math.min(halfOfRestMs, halfOfTimeMs), 2 * SLICE_OVERLAP_MS);
+  const firstSliceMs = Math.min(halfOfRestMs, halfOfTimeMs);
+  // The first slice must be longer than the overlap, or the two slices would be nearly the same.
+  const cut = last + Math.max(firstSliceMs, 2 * SLICE_OVERLAP_MS);
   // An empty page, or a customer without a time, makes the cut NaN. Then there is no room either.
   const hasRoom = cut < end - SLICE_OVERLAP_MS;
   if (!hasRoom) return [];

@@ -7,6 +7,7 @@ import { convertLocalId, formatCounts, formatNumber, formatTable } from "./repor
 /** The part of a pushed row that is reported. */
 interface ReportedRow {
   localId: string;
+  /** `later`: the row was not sent, or Square did not answer for it. A later run tries again. */
   outcome: "ready" | "created" | "linked" | "refused" | "held" | "later";
   /** Why a row is on hold. It decides what the report suggests. */
   holdReason: "duplicate" | "opt-out" | "edited" | "not saved" | null;
@@ -117,14 +118,15 @@ function describeWaitingRows(
   for (const { localId, outcome, reason } of rows) {
     if (reason === null) continue;
     const text = `row ${localId} is ${OUTCOME_WORDS[outcome]}: ${reason}`;
-    // The reason of a row that is done tells of a lost edit, so it is printed with --quiet too.
+    // A row that is done has a reason only if Square's value replaced an edit. That is a warning, so
+    // it is printed with --quiet too.
     if (outcome === "created" || outcome === "linked") context.warn(text);
     else reasons.push(text);
   }
   if (rowsWithOwnId.length > 0) {
     const shown = rowsWithOwnId.slice(0, 10).join(", ");
     const more = rowsWithOwnId.length > 10 ? `, … (${rowsWithOwnId.length} rows)` : "";
-    reasons.push(`not sent, because no pull has brought their id: row ${shown}${more}`);
+    reasons.push(`not sent, because their id is not from Square: row ${shown}${more}`);
   }
 
   const { refused, held } = countOutcomes(rows);
@@ -135,27 +137,25 @@ function describeWaitingRows(
   const nextSteps = listNextSteps(rows, rowsWithOwnId);
   return {
     reasons,
-    hasWaitingRows: waiting.length > 0,
-    waitingText: waiting.join(", "),
+    waiting: waiting.join(", "),
     nextStep: nextSteps.length > 0 ? nextSteps.join("; ") : undefined,
   };
 }
 
 function listNextSteps(rows: readonly ReportedRow[], rowsWithOwnId: readonly string[]): string[] {
-  const isOnHold = (reason: ReportedRow["holdReason"]) =>
-    rows.some(({ holdReason }) => holdReason === reason);
+  const holdReasons = new Set(rows.map(({ holdReason }) => holdReason));
   const steps: string[] = [];
   if (rows.some(({ outcome }) => outcome === "refused"))
     steps.push("correct the rejected rows and run it again");
-  if (isOnHold("duplicate"))
+  if (holdReasons.has("duplicate"))
     steps.push("change or delete the rows on hold, or send them with --allow-duplicates");
-  if (isOnHold("opt-out"))
+  if (holdReasons.has("opt-out"))
     steps.push(
       "send rows with email_unsubscribed with --allow-subscribe, which creates them as subscribed",
     );
-  if (isOnHold("edited"))
+  if (holdReasons.has("edited"))
     steps.push("run it again in a few minutes: it links an edited row when search returns it");
-  if (isOnHold("not saved"))
+  if (holdReasons.has("not saved"))
     steps.push(
       "change the constraint or trigger that rejects the customer, then run the pulls and this script again",
     );

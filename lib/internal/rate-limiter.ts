@@ -20,23 +20,24 @@ export interface RateLimiter {
   /** Waits until a request may be sent. Every `acquire` needs one `release`. */
   acquire(): Promise<void>;
   /**
-   * Reports that a request has ended.
-   * @param wasAccepted true if Square executed it; false after a rate limit or another failure
+   * Reports that a request has ended. After a 429, this pauses all requests, and lowers the rate of
+   * those that follow.
+   * @param result `accepted` if Square executed the request; for a 429 the time of Retry-After, or 0
+   *   without that header; `failed` after any other failure
    */
-  release(wasAccepted: boolean): void;
-  /**
-   * Pauses all requests after a 429, and lowers the rate of those that follow.
-   * @param waitMs the time of Retry-After, or 0 without that header
-   */
-  slowDown(waitMs: number): void;
+  release(result: "accepted" | "failed" | { pauseMs: number }): void;
 }
 
 /**
  * Creates the rate limiter of a run. All requests share it, because Square limits the requests of
  * an account together.
  * @param concurrency how many requests may run at the same time
+ * @param readClock in milliseconds. The default does not change when the computer's clock is set
  */
-export function createRateLimiter(concurrency: number): RateLimiter {
+export function createRateLimiter(
+  concurrency: number,
+  readClock: () => number = () => performance.now(),
+): RateLimiter {
   const waiting: (() => void)[] = [];
   let active = 0;
   // The time between the starts of two requests. It is 0 until the first 429.
@@ -48,36 +49,36 @@ export function createRateLimiter(concurrency: number): RateLimiter {
 
   const listLastSecond = (now: number) => acceptedAt.filter((time) => time > now - 1_000);
 
+  function slowDown(now: number, pauseMs: number): void {
+    // Requests that were sent together are rate-limited together. Only the first 429 sets the gap.
+    // The others arrive during the pause, when few requests are accepted, and would set it far too
+    // long.
+    if (now >= pausedUntil)
+      gapMs = (1_000 / Math.max(listLastSecond(now).length, 1)) * SAFETY_FACTOR;
+    pausedUntil = Math.max(pausedUntil, now + (pauseMs || DEFAULT_PAUSE_MS));
+  }
+
   return {
     async acquire() {
       while (active >= concurrency) await new Promise<void>((resolve) => waiting.push(resolve));
       active++;
-      let now = Date.now();
+      let now = readClock();
       // Another request can move both times while this one sleeps, so compare them again.
       while (Math.max(nextStartAt, pausedUntil) > now) {
         await sleep(Math.max(nextStartAt, pausedUntil) - now);
-        now = Date.now();
+        now = readClock();
       }
       nextStartAt = now + gapMs;
-      // Each request shortens the gap by the fraction gapMs / RECOVERY_MS. A long gap has few
-      // requests with large steps, a short one many with small steps. So every gap shrinks to about
-      // a third within RECOVERY_MS.
+      // One request takes gapMs, and shortens the gap by gapMs / RECOVERY_MS of itself. So the gap
+      // shrinks at the same speed, however long it is: to about a third (1/e) within RECOVERY_MS.
       gapMs *= 1 - gapMs / RECOVERY_MS;
     },
-    release(wasAccepted) {
-      const now = Date.now();
-      if (wasAccepted) acceptedAt = [...listLastSecond(now), now];
+    release(result) {
+      const now = readClock();
+      if (result === "accepted") acceptedAt = [...listLastSecond(now), now];
+      else if (result !== "failed") slowDown(now, result.pauseMs);
       active--;
       waiting.shift()?.();
-    },
-    slowDown(waitMs) {
-      const now = Date.now();
-      // Requests that were sent together are rate-limited together. Only the first 429 sets the gap.
-      // The others arrive during the pause, when few requests are accepted, and would set it far too
-      // long.
-      if (now >= pausedUntil)
-        gapMs = (1_000 / Math.max(listLastSecond(now).length, 1)) * SAFETY_FACTOR;
-      pausedUntil = Math.max(pausedUntil, now + (waitMs || DEFAULT_PAUSE_MS));
     },
   };
 }

@@ -2,7 +2,7 @@
 import type { RunContext } from "./context.ts";
 import { SyncError } from "./errors.ts";
 
-/** The counts of the summary line. --json and sync_runs have them under the same names. */
+/** The counts of the summary line. --json and sync_runs use the same names. */
 export type Counts = Partial<
   Record<
     | "created"
@@ -112,7 +112,10 @@ export function describePull(
       retries: context.traffic.retries,
     },
     details: saved.changes.map(formatChange),
-    error: createMissingCustomersError(missingCount) ?? createRejectedError(saved.rejected),
+    error: joinErrors(
+      createMissingCustomersError(missingCount),
+      createRejectedError(saved.rejected),
+    ),
   };
 }
 
@@ -149,6 +152,13 @@ function createRejectedError(rejected: Saved["rejected"]): SyncError | undefined
     `Cannot save ${formatNumber(rejected.length, "customer")} that a constraint or trigger of the table rejects: ${shown.join(", ")}${more}`,
     "change the constraint or trigger, or the row that is in the way, and run it again; the other customers are saved",
   );
+}
+
+/** Joins two errors of kind `failed`. */
+function joinErrors(first: SyncError | undefined, second: SyncError | undefined) {
+  if (first === undefined || second === undefined) return first ?? second;
+  const nextStep = `${first.nextStep}; ${second.nextStep}`;
+  return new SyncError("failed", `${first.message}. ${second.message}`, nextStep);
 }
 
 // ---- pull-deleted ----
@@ -191,8 +201,8 @@ export function describeDeletions(
   isDryRun: boolean,
 ) {
   const { requests, retries } = context.traffic;
-  // Besides marking rows, this script updates the rows of customers that were restored in Square,
-  // and of customers that lost their name, email address and phone number.
+  // This script looks up some customers that are still in Square, for example those that search does
+  // not return, because they have no name, email address and phone number. It saves them too.
   const { inserted, updated, linked } = saved;
   const changes = formatCounts({ inserted, updated, linked, deleted, merged });
   const prefix = isDryRun ? "dry run: " : "";

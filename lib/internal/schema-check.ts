@@ -1,6 +1,6 @@
 /**
  * Checks that a file has the tables that the scripts need. All scripts run this check, including
- * the one that creates the tables. So if that one reports a file as ready, the others can use it.
+ * init-db. So if init-db reports a file as ready, every script can use it.
  */
 import type { Database } from "sql.js";
 import type { RunContext } from "./context.ts";
@@ -25,9 +25,12 @@ export interface ExpectedSchema {
 export interface SchemaProblem {
   /** The end of the message `Cannot use "database.db": …`. */
   problem: string;
-  /** True if the script that creates the tables can repair the file. */
+  /** True if init-db can repair the file. */
   isRepairable: boolean;
-  /** What to do if that script cannot repair the file, or has not repaired it. */
+  /**
+   * What to do if init-db cannot repair the file, or if the problem remains after it has run
+   * lib/schema.sql. That file then lacks something, and this step names it.
+   */
   nextStep: string;
 }
 
@@ -38,14 +41,14 @@ export interface TableRules {
   columns: readonly string[];
   /** A table without these columns belongs to another program. */
   markers: readonly string[];
-  /** The column that SQLite fills with the number of the row. It must be the INTEGER PRIMARY KEY. */
-  rowNumber: string;
+  /** The column that must be the INTEGER PRIMARY KEY. SQLite numbers new rows in it. */
+  integerKey: string;
   /** Each of these columns must have a UNIQUE index. */
   uniqueColumns: readonly string[];
 }
 
 /** The columns of the customers table that the scripts use under exactly these names. */
-export const OWN_CUSTOMER_COLUMNS: readonly string[] = [
+export const SCRIPT_COLUMNS: readonly string[] = [
   "local_id",
   "id",
   "version",
@@ -95,23 +98,23 @@ export function listTables({ table, columns }: ExpectedSchema): TableRules[] {
   return [
     {
       name: table,
-      columns: [...new Set([...OWN_CUSTOMER_COLUMNS, ...columns])],
+      columns: [...new Set([...SCRIPT_COLUMNS, ...columns])],
       markers: ["local_id", "id"],
-      rowNumber: "local_id",
+      integerKey: "local_id",
       uniqueColumns: ["id", "idempotency_key"],
     },
     {
       name: "sync_runs",
       columns: RUN_COLUMNS,
       markers: ["script", "watermark"],
-      rowNumber: "id",
+      integerKey: "id",
       uniqueColumns: [],
     },
     {
       name: "square_account",
       columns: ACCOUNT_COLUMNS,
       markers: ["only_row", "environment"],
-      rowNumber: "only_row",
+      integerKey: "only_row",
       uniqueColumns: [],
     },
   ];
@@ -210,8 +213,6 @@ function findMissingTables(
   const noun = missing.length > 1 ? "tables" : "table";
   let problem = `it has no ${noun} named ${names}`;
   if (missing.length === tables.length) problem = "it has no tables of these scripts";
-  // This step is printed if the tables are still missing after schema.sql was run, because
-  // schema.sql does not create them.
   const reason = missing.includes(customersTable)
     ? `: lib/mapping.ts expects ${customersTable}`
     : "";
@@ -248,7 +249,7 @@ function findMissingConstraint(db: Database, tables: TableRules[]): SchemaProble
   for (const table of tables) {
     const [column] = listMissingConstraints(db, table);
     if (column === undefined) continue;
-    const isRowNumber = column === table.rowNumber;
+    const isRowNumber = column === table.integerKey;
     const constraint = isRowNumber ? "INTEGER PRIMARY KEY" : "UNIQUE index";
     const declaration = isRowNumber ? "INTEGER PRIMARY KEY" : "UNIQUE";
     return {
@@ -265,14 +266,13 @@ function findMissingConstraint(db: Database, tables: TableRules[]): SchemaProble
  * table that was copied with `CREATE TABLE … AS SELECT` has the same rows and no constraints.
  */
 export function listMissingConstraints(db: Database, table: TableRules): string[] {
-  const { name, rowNumber, uniqueColumns } = table;
+  const { name, integerKey, uniqueColumns } = table;
   const missing = uniqueColumns.filter((column) => {
-    // SQLite cannot prepare this statement without a UNIQUE index on the column. The statement is
-    // never run.
+    // Without a UNIQUE index on the column, SQLite cannot prepare this statement. It is never run.
     const sql = `INSERT INTO ${name} (${column}) VALUES (NULL) ON CONFLICT (${column}) DO NOTHING`;
-    return tryPrepare(db, sql)?.includes("ON CONFLICT") === true;
+    return findPrepareError(db, sql)?.startsWith("ON CONFLICT clause does not match") === true;
   });
-  return isIntegerPrimaryKey(db, name, rowNumber) ? missing : [rowNumber, ...missing];
+  return isIntegerPrimaryKey(db, name, integerKey) ? missing : [integerKey, ...missing];
 }
 
 // SQLite numbers new rows only in an INTEGER PRIMARY KEY. Any other primary key, such as INT
@@ -296,20 +296,20 @@ function findBrokenStatement(
   tables: TableRules[],
   path: string,
 ): SchemaProblem | undefined {
-  for (const { name, columns, rowNumber } of tables) {
+  for (const { name, columns, integerKey } of tables) {
     const placeholders = columns.map(() => "?").join(", ");
     const assignments = columns
-      .filter((column) => column !== rowNumber)
+      .filter((column) => column !== integerKey)
       .map((column) => `${column} = ?`)
       .join(", ");
     const statements = [
       `SELECT ${columns.join(", ")} FROM ${name}`,
       `INSERT INTO ${name} (${columns.join(", ")}) VALUES (${placeholders})`,
-      `UPDATE ${name} SET ${assignments} WHERE ${rowNumber} = ?`,
-      `DELETE FROM ${name} WHERE ${rowNumber} = ?`,
+      `UPDATE ${name} SET ${assignments} WHERE ${integerKey} = ?`,
+      `DELETE FROM ${name} WHERE ${integerKey} = ?`,
     ];
     for (const statement of statements) {
-      const reason = tryPrepare(db, statement);
+      const reason = findPrepareError(db, statement);
       if (reason !== undefined) return describeBroken(db, name, statement, reason, path);
     }
   }
@@ -358,7 +358,7 @@ function findCulprit(
       const type = String(candidate.type);
       const name = String(candidate.name);
       db.run(`DROP ${type} ${quoteName(name)}`);
-      if (tryPrepare(db, statement) === undefined) return { type, name };
+      if (findPrepareError(db, statement) === undefined) return { type, name };
     }
     return undefined;
   } finally {
@@ -367,7 +367,7 @@ function findCulprit(
 }
 
 /** Compiles a statement without running it. Returns SQLite's reason if that fails. */
-function tryPrepare(db: Database, sql: string): string | undefined {
+function findPrepareError(db: Database, sql: string): string | undefined {
   try {
     db.prepare(sql).free();
     return undefined;

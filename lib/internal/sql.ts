@@ -33,12 +33,12 @@ export function isInTransaction(db: Database): boolean {
   return false;
 }
 
-// How many rows were written and then restored by a rollback, for each database.
+// How many writes a rollback has undone, for each database.
 const undoneWrites = new WeakMap<Database, number>();
 
 /**
  * Counts the rows that were written since the database was opened. SQLite's total_changes() also
- * counts rows that a rollback restored, so {@linkcode resetWrites} subtracts those.
+ * counts writes that a rollback has undone, so {@linkcode resetWrites} subtracts those.
  */
 export function countWrites(db: Database): number {
   return readNumber(db, "SELECT total_changes()") - (undoneWrites.get(db) ?? 0);

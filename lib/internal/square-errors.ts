@@ -1,12 +1,13 @@
 /** Finds out what a reply of Square means, and formats its errors for a person. */
 import type { RunContext } from "./context.ts";
 import { messageOf, SyncError } from "./errors.ts";
+import { isRecord } from "./json.ts";
 
 /**
  * One entry of the `errors` array in a reply.
  * @see https://developer.squareup.com/docs/build-basics/handling-errors
  */
-export interface SquareProblem {
+export interface SquareErrorEntry {
   category?: string;
   code?: string;
   detail?: string;
@@ -44,17 +45,16 @@ export type ReplyKind = "done" | "rate-limited" | "retry" | "rejected";
  */
 export function classifyReply(
   status: number,
-  errors: SquareProblem[],
+  errors: SquareErrorEntry[],
   isComplete: boolean,
 ): { kind: ReplyKind; isOutcomeKnown: boolean } {
   const isSuccessful = isSuccess(status);
   if (status === 429 || hasCategory(errors, "RATE_LIMIT_ERROR"))
     return { kind: "rate-limited", isOutcomeKnown: !isSuccessful };
-  if (isSuccessful && errors.length === 0 && isComplete)
-    return { kind: "done", isOutcomeKnown: true };
-  const isIncomplete = isSuccessful && errors.length === 0;
+  if (isSuccessful && errors.length === 0)
+    return { kind: isComplete ? "done" : "retry", isOutcomeKnown: isComplete };
   const isTemporary = status === 0 || status === 408 || status >= 500;
-  if (isIncomplete || isTemporary || hasCategory(errors, "API_ERROR"))
+  if (isTemporary || hasCategory(errors, "API_ERROR"))
     return { kind: "retry", isOutcomeKnown: false };
   return { kind: "rejected", isOutcomeKnown: !isSuccessful };
 }
@@ -65,21 +65,21 @@ export function isSuccess(status: number): boolean {
 }
 
 /** Reads the `errors` of a reply. An entry of an unexpected form counts as an error too. */
-export function readErrors(body: unknown): SquareProblem[] {
+export function readErrors(body: unknown): SquareErrorEntry[] {
   if (!isRecord(body)) return [];
   const errors = body.errors ?? [];
   return Array.isArray(errors) ? errors.map(readError) : [readError(errors)];
 }
 
-function readError(error: unknown): SquareProblem {
-  const problem: SquareProblem = {};
+function readError(error: unknown): SquareErrorEntry {
+  const problem: SquareErrorEntry = {};
   if (!isRecord(error)) return problem;
   for (const name of ["category", "code", "detail", "field"] as const)
     if (typeof error[name] === "string") problem[name] = error[name];
   return problem;
 }
 
-export function hasCategory(errors: SquareProblem[], category: string): boolean {
+export function hasCategory(errors: SquareErrorEntry[], category: string): boolean {
   return errors.some((error) => error.category === category);
 }
 
@@ -103,8 +103,8 @@ const NOT_ABOUT_CONTENT = [
  * True if the errors prove that Square rejected the content of the request and did not execute it.
  * After an error of another category, Square can have executed a part of the request.
  */
-export function isRejection(errors: SquareProblem[]): boolean {
-  const isAboutContent = ({ category, code }: SquareProblem) =>
+export function isContentRejected(errors: SquareErrorEntry[]): boolean {
+  const isAboutContent = ({ category, code }: SquareErrorEntry) =>
     category === "INVALID_REQUEST_ERROR" && code !== undefined && !NOT_ABOUT_CONTENT.includes(code);
   return errors.length > 0 && errors.every(isAboutContent);
 }
@@ -113,28 +113,30 @@ export function isRejection(errors: SquareProblem[]): boolean {
  * Returns the errors of a call whose content Square rejected, or undefined for any other failure.
  * @param error the error that a call of the SDK threw
  */
-export function findRejection(error: unknown): SquareProblem[] | undefined {
+export function findContentErrors(error: unknown): SquareErrorEntry[] | undefined {
   if (!isSquareError(error)) return undefined;
   const errors = readErrors(error.body);
   // A proxy or firewall on the way can reject a large body with a 413 that has no `errors`.
   if (error.statusCode === 413 && errors.length === 0)
     return [{ category: "INVALID_REQUEST_ERROR", code: "REQUEST_ENTITY_TOO_LARGE" }];
-  return isRejection(errors) ? errors : undefined;
+  return isContentRejected(errors) ? errors : undefined;
 }
 
 /**
  * Lists the codes and fields of errors, for example `INVALID_VALUE (address.country), CONFLICT`. It
  * omits the details, because they can quote a customer's data.
  */
-export function formatErrors(errors: SquareProblem[]): string {
+export function formatErrors(errors: SquareErrorEntry[]): string {
   const words = errors.map(({ code = "UNKNOWN", field }) => (field ? `${code} (${field})` : code));
   return [...new Set(words)].join(", ");
 }
 
-/** The body of the reply that the strict `fetch` creates if it received no complete reply. */
-export interface NoReply {
-  /** Why there is no complete reply. */
-  no_reply: string;
+/** The body of the reply that the strict `fetch` creates to make the SDK retry. */
+export interface RetryReply {
+  /** Why the last attempt failed, for example `no reply (ECONNRESET)`. */
+  retry_reason: string;
+  /** The errors of Square's reply, if there are any. */
+  errors?: SquareErrorEntry[];
 }
 
 /**
@@ -190,7 +192,7 @@ export function createSquareError(error: unknown, context: RunContext): SyncErro
   }
 
   let reason = words;
-  if (isRecord(body) && typeof body.no_reply === "string") reason = body.no_reply;
+  if (isRecord(body) && typeof body.retry_reason === "string") reason = body.retry_reason;
   else if (status === 0 && errors.length === 0) reason = messageOf(error);
   const advice =
     environment === "offline"
@@ -209,7 +211,7 @@ export function createDeniedError(words: string, cause?: unknown): SyncError {
   return new SyncError(
     "denied",
     `Cannot use this token: Square returned ${words}`,
-    "a token of this SQUARE_ENVIRONMENT that has not expired, with CUSTOMERS_READ and, for push-new, CUSTOMERS_WRITE",
+    "a token of this SQUARE_ENVIRONMENT that has not expired, with CUSTOMERS_READ and, to create customers, CUSTOMERS_WRITE",
     cause,
   );
 }
@@ -223,11 +225,6 @@ export function formatCannotReach({ square }: RunContext, state: string): string
 function formatPath(problem: unknown): string {
   if (!isRecord(problem)) return "";
   return Array.isArray(problem.path) ? problem.path.join(".") : String(problem.path ?? "");
-}
-
-/** True for a JSON object. Null and arrays are not JSON objects. */
-export function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 // Recognizes a SquareError by its properties. Importing the class would load the SDK, also in a

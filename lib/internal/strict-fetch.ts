@@ -10,19 +10,20 @@
  * back-off. This `fetch` retries nothing itself.
  */
 import type { RunContext } from "./context.ts";
-import { codeOf, messageOf, SyncError } from "./errors.ts";
+import { codeOf, listErrorChain, messageOf, SyncError } from "./errors.ts";
+import { isDeniedByDeno } from "./file-errors.ts";
+import { isRecord, parseJson } from "./json.ts";
 import { createProxyFetch } from "./proxy.ts";
 import { createRateLimiter } from "./rate-limiter.ts";
 import {
   classifyReply,
   formatCannotReach,
   formatErrors,
-  isRecord,
   isSuccess,
-  type NoReply,
   type ReplyKind,
+  type RetryReply,
   readErrors,
-  type SquareProblem,
+  type SquareErrorEntry,
 } from "./square-errors.ts";
 
 /** How often the SDK retries: after about 1, 2, 4, 8 and 16 seconds, half a minute in total. */
@@ -52,7 +53,7 @@ interface RawReply {
 interface ClassifiedReply extends RawReply {
   /** The parsed text, or undefined if it is not JSON. */
   body: unknown;
-  errors: SquareProblem[];
+  errors: SquareErrorEntry[];
   kind: ReplyKind;
 }
 
@@ -70,7 +71,47 @@ export async function createStrictFetch(context: RunContext, concurrency: number
   const failures = new WeakMap<object, string>();
   let isClockChecked = false;
 
-  return async function strictFetch(input, init = {}) {
+  /** Waits for the rate limiter, sends a request, and classifies the reply. */
+  async function sendOnce(
+    url: string,
+    pathname: string,
+    init: RequestInit,
+  ): Promise<ClassifiedReply> {
+    await limiter.acquire();
+    let result: "accepted" | "failed" | { pauseMs: number } = "failed";
+    try {
+      traffic.requests++;
+      const reply = await receive(proxyFetch, url, init, context);
+      const body = parseJson(reply.text);
+      const errors = readErrors(body);
+      const isComplete = isCompleteReply(pathname, body, init.body);
+      const { kind, isOutcomeKnown } = classifyReply(reply.status, errors, isComplete);
+      if (!isOutcomeKnown) traffic.unknownOutcomes++;
+      if (kind === "done") result = "accepted";
+      if (kind === "rate-limited") result = { pauseMs: readRetryAfter(reply.headers) };
+      return { ...reply, body, errors, kind };
+    } finally {
+      limiter.release(result);
+    }
+  }
+
+  /** Compares this computer's clock with Square's, once in a run. */
+  function checkClock(dateHeader: string | null): void {
+    const squareTime = Date.parse(dateHeader ?? "");
+    if (isClockChecked || Number.isNaN(squareTime)) return;
+    isClockChecked = true;
+    // If this computer's clock is ahead, the watermark would be in Square's future. Customers that
+    // are created until that time would never be read.
+    context.startedAt = Math.min(context.startedAt, squareTime);
+    const aheadMs = Date.now() - squareTime;
+    if (Math.abs(aheadMs) > CLOCK_WARNING_MS)
+      context.warn(
+        `this computer's clock is ${Math.abs(Math.round(aheadMs / 1_000))} s ${aheadMs > 0 ? "ahead of" : "behind"} Square's`,
+      );
+  }
+
+  /** Sends a request for the SDK. The SDK calls it again after a status that it retries. */
+  async function strictFetch(input: string | URL | Request, init: RequestInit = {}) {
     const url = String(input);
     const { pathname } = new URL(url);
     const headersOfCall = init.headers ?? {};
@@ -101,47 +142,10 @@ export async function createStrictFetch(context: RunContext, concurrency: number
         formatCannotReach(context, `${reason}; it asks to wait ${Math.round(waitMs / 1_000)} s`),
         "run it again later",
       );
-    if (kind === "rate-limited") limiter.slowDown(waitMs);
     return createRetryReply(kind === "rate-limited" ? 429 : 503, reason, errors, waitMs);
-  };
-
-  /** Waits for the rate limiter, sends a request, and classifies the reply. */
-  async function sendOnce(
-    url: string,
-    pathname: string,
-    init: RequestInit,
-  ): Promise<ClassifiedReply> {
-    await limiter.acquire();
-    let wasAccepted = false;
-    try {
-      traffic.requests++;
-      const reply = await receive(proxyFetch, url, init, context);
-      const body = parseJson(reply.text);
-      const errors = readErrors(body);
-      const isComplete = isCompleteReply(pathname, body, init.body);
-      const { kind, isOutcomeKnown } = classifyReply(reply.status, errors, isComplete);
-      if (!isOutcomeKnown) traffic.unknownOutcomes++;
-      wasAccepted = kind === "done";
-      return { ...reply, body, errors, kind };
-    } finally {
-      limiter.release(wasAccepted);
-    }
   }
 
-  /** Compares this computer's clock with Square's, once in a run. */
-  function checkClock(dateHeader: string | null): void {
-    const squareTime = Date.parse(dateHeader ?? "");
-    if (isClockChecked || Number.isNaN(squareTime)) return;
-    isClockChecked = true;
-    // If this computer's clock is ahead, the watermark would be in Square's future. Customers that
-    // are created until that time would never be read.
-    context.startedAt = Math.min(context.startedAt, squareTime);
-    const aheadMs = Date.now() - squareTime;
-    if (Math.abs(aheadMs) > CLOCK_WARNING_MS)
-      context.warn(
-        `this computer's clock is ${Math.abs(Math.round(aheadMs / 1_000))} s ${aheadMs > 0 ? "ahead of" : "behind"} Square's`,
-      );
-  }
+  return strictFetch;
 }
 
 /** Sends one request and reads the whole reply. */
@@ -200,7 +204,7 @@ function createLastingError(
       "behind a proxy that opens TLS, set NODE_EXTRA_CA_CERTS (Deno: DENO_CERT) to its CA certificate; or check SQUARE_BASE_URL",
       error,
     );
-  if (error instanceof Error && error.name === "NotCapable")
+  if (isDeniedByDeno(error))
     return new SyncError(
       "usage",
       formatCannotReach(context, "Deno has no permission for its host"),
@@ -213,7 +217,7 @@ function createLastingError(
 // In Node, `fetch` throws if the proxy rejects the request. The status is only in the text of a
 // cause.
 function findProxyStatus(error: unknown): number | undefined {
-  for (const cause of listCauses(error)) {
+  for (const cause of listErrorChain(error)) {
     const [, status] = /^Proxy response \((\d{3})\)/.exec(cause.message) ?? [];
     if (status !== undefined) return Number(status);
     // For a 407, with which the proxy asks for a password, the cause is an Error without a message
@@ -228,7 +232,7 @@ function findProxyStatus(error: unknown): number | undefined {
 // Node and Bun store a code such as ENOTFOUND in the error or in one of its causes. Deno has only
 // messages.
 function findNetworkCode(error: unknown): string {
-  const causes = listCauses(error);
+  const causes = listErrorChain(error);
   for (const cause of causes) {
     if (codeOf(cause)) return codeOf(cause);
     if (cause instanceof AggregateError && codeOf(cause.errors[0])) return codeOf(cause.errors[0]);
@@ -238,20 +242,6 @@ function findNetworkCode(error: unknown): string {
   if (/refused/i.test(messages)) return "ECONNREFUSED";
   if (/reset|closed|terminated|incomplete|eof/i.test(messages)) return "ECONNRESET";
   return /certificate[^:)]*/i.exec(messages)?.[0] ?? "connection failed";
-}
-
-/** Lists an error, its cause, the cause of that, and so on. */
-function listCauses(error: unknown): Error[] {
-  return error instanceof Error ? [error, ...listCauses(error.cause)] : [];
-}
-
-/** Returns undefined for a text that is not JSON, or that was cut off. */
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
 }
 
 /** True if a body has everything that the endpoint must return. */
@@ -264,25 +254,33 @@ function isCompleteReply(pathname: string, body: unknown, request: unknown): boo
     const { responses } = body;
     return (
       isRecord(responses) &&
-      listRequestedNames(request).every((name) => isCompleteEntry(responses[name]))
+      listRequestedKeys(request).every((key) => isCompleteEntry(responses[key]))
     );
   }
-  return pathname.endsWith("/customers") ? hasId(body.customer) : true;
+  // CreateCustomer returns the customer.
+  if (pathname.endsWith("/customers")) return hasId(body.customer);
+  // RetrieveTokenStatus. checkAccount accepts any object.
+  return true;
 }
 
-// An empty page has no customers, and at most a cursor and a count. Any other body without a
-// `customers` array is incomplete, and so is a body whose cursor is not a text. Treating it as the last page would silently drop customers. With
-// a count that is not a number, missing customers would not be noticed.
 function isCompletePage({ customers, cursor, count, ...others }: Record<string, unknown>): boolean {
+  // An empty page is `{}`, possibly with a cursor and a count.
   const isEmpty = customers === undefined && Object.keys(others).length === 0;
+  // Any other page has a list. Treating a body without one as the last page would silently drop
+  // customers.
   const isList = Array.isArray(customers) && customers.every(hasId);
+  // With an invalid cursor, the search would end too early. With an invalid count, it would not be
+  // noticed that customers are missing.
   const hasValidCursor = typeof (cursor ?? "") === "string";
   const hasValidCount = typeof (count ?? 0) === "number";
   return (isEmpty || isList) && hasValidCursor && hasValidCount;
 }
 
-/** Lists the ids of a bulk-retrieve request, or the idempotency keys of a bulk-create request. */
-function listRequestedNames(request: unknown): string[] {
+/**
+ * Lists the keys under which a bulk reply must have an entry: the ids of a bulk-retrieve request, or
+ * the idempotency keys of a bulk-create request.
+ */
+function listRequestedKeys(request: unknown): string[] {
   const sent = parseJson(String(request));
   if (!isRecord(sent)) return [];
   if (Array.isArray(sent.customer_ids)) return sent.customer_ids.map(String);
@@ -297,7 +295,7 @@ function hasId(customer: unknown): boolean {
   return isRecord(customer) && typeof customer.id === "string" && customer.id !== "";
 }
 
-function describeReply(status: number, errors: SquareProblem[]): string {
+function describeReply(status: number, errors: SquareErrorEntry[]): string {
   if (isSuccess(status) && errors.length === 0) return "incomplete reply";
   return formatErrors(errors) || `status ${status}`;
 }
@@ -328,12 +326,12 @@ function createReply(status: number, headers: Headers, text: string): Response {
 function createRetryReply(
   status: 429 | 503,
   reason: string,
-  errors: SquareProblem[],
+  errors: SquareErrorEntry[],
   waitMs: number,
 ): Response {
   const headers = new Headers({ "content-type": "application/json" });
   if (waitMs > 0) headers.set("retry-after", `${Math.ceil(waitMs / 1_000)}`);
-  const body: NoReply & { errors?: SquareProblem[] } = { no_reply: reason };
+  const body: RetryReply = { retry_reason: reason };
   if (errors.length > 0) body.errors = errors;
   return new Response(JSON.stringify(body), { status, headers });
 }

@@ -5,7 +5,7 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, extname, join, relative } from "node:path";
-import { isRecord } from "./square-errors.ts";
+import { isRecord } from "./json.ts";
 
 export const IS_DENO = "Deno" in globalThis;
 export const IS_BUN = "bun" in process.versions;
@@ -73,8 +73,10 @@ function findRunner(file: string): string {
 function findTsx(file: string): string {
   for (let folder = dirname(file); folder !== dirname(folder); folder = dirname(folder)) {
     if (!fileExists(join(folder, "node_modules", "tsx"))) continue;
-    const isInFolder = !relative(folder, process.cwd()).startsWith("..");
-    return isInFolder ? "npx tsx" : `npx --prefix ${quoteArgument(formatRelativePath(folder))} tsx`;
+    const isCwdInside = !relative(folder, process.cwd()).startsWith("..");
+    return isCwdInside
+      ? "npx tsx"
+      : `npx --prefix ${quoteArgument(formatRelativePath(folder))} tsx`;
   }
   return "npx tsx";
 }

@@ -52,9 +52,10 @@ export function isRealDate(date: string): boolean {
 
 /** @returns milliseconds, or undefined if the text is not a duration */
 function parseDuration(text: string): number | undefined {
-  const [, amount, unit = ""] = DURATION.exec(text) ?? [];
-  const unitMs = UNIT_MS[unit];
-  return unitMs === undefined ? undefined : Number(amount) * unitMs;
+  const match = DURATION.exec(text);
+  if (match === null) return undefined;
+  const [, amount, unit = ""] = match;
+  return Number(amount) * (UNIT_MS[unit] ?? 0); // DURATION accepts only units that exist.
 }
 
 /** @returns milliseconds since 1970, or undefined if the text is not a date or time that exists */

@@ -57,7 +57,8 @@ export function move2018Rows(
 
   const movedRows = readNumber(db, `SELECT count(*) FROM ${table}`);
   const oldRows = readNumber(db, `SELECT count(*) FROM ${oldTable}`);
-  // This counts the table and its indexes and triggers. 1 means that it has none of these.
+  // This counts the table, its indexes and its triggers. It is 1 if the table has no index and no
+  // trigger.
   const objectsSql = "SELECT count(*) FROM sqlite_master WHERE tbl_name = ?";
   const objects = readNumber(db, objectsSql, [oldTable]);
   const isEverythingMoved =

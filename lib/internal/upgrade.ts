@@ -1,5 +1,5 @@
 /**
- * Upgrades the tables of an earlier version without losing a row. The upgrade encloses schema.sql:
+ * Upgrades the tables of an earlier version without losing a row, in three steps:
  *
  *   1. `beginUpgrade` adds missing columns, and renames each table that has to be replaced.
  *   2. `runSchema` creates the tables that do not exist, including the new table for a renamed one.
@@ -13,8 +13,8 @@ import {
   type ExpectedSchema,
   listMissingConstraints,
   listTables,
-  OWN_CUSTOMER_COLUMNS,
   SCHEMA_VERSION,
+  SCRIPT_COLUMNS,
   type TableRules,
 } from "./schema-check.ts";
 import { findFreeName, listColumns, quoteName, readNumber, readRows } from "./sql.ts";
@@ -23,7 +23,7 @@ import { is2018Table, move2018Rows } from "./upgrade-2018.ts";
 /** What `beginUpgrade` found and did. */
 export interface Upgrade {
   /** The tables that do not exist yet. schema.sql creates them. */
-  created: string[];
+  missingTables: string[];
   /** The columns that were added, with their tables, for example `customers.deleted_at`. */
   addedColumns: string[];
   /** The tables that were renamed. */
@@ -47,22 +47,23 @@ const ENVIRONMENTS = ["sandbox", "production", "offline"];
 
 /**
  * Adds missing columns, and renames the tables that have to be replaced.
- * @throws SyncError (usage) if the customers table has another name in the file
+ * @throws SyncError (usage) if the file has the customers table under another name than
+ *   lib/mapping.ts
  */
 export function beginUpgrade(db: Database, schema: string, expected: ExpectedSchema): Upgrade {
   const upgrade: Upgrade = {
-    created: [],
+    missingTables: [],
     addedColumns: [],
     replaced: [],
     oldVersion: readNumber(db, "PRAGMA user_version"),
   };
-  rejectOtherName(db, expected);
+  rejectRenamedTable(db, expected);
   for (const table of listTables(expected)) {
     const columns = listColumns(db, table.name);
     const is2018 = is2018Table(columns);
     if (columns.length === 0) {
-      upgrade.created.push(table.name);
-    } else if (is2018 || listMissingConstraints(db, table).includes(table.rowNumber)) {
+      upgrade.missingTables.push(table.name);
+    } else if (is2018 || listMissingConstraints(db, table).includes(table.integerKey)) {
       // SQLite cannot add an INTEGER PRIMARY KEY to an existing table.
       upgrade.replaced.push(renameTable(db, table, columns, is2018));
     } else {
@@ -91,7 +92,7 @@ export function runSchema(db: Database, schema: string): void {
  * @throws SyncError (usage) if the rows do not allow it, for example two rows with the same id
  */
 export function finishUpgrade(db: Database, expected: ExpectedSchema, upgrade: Upgrade): string[] {
-  const { created, addedColumns, replaced, oldVersion } = upgrade;
+  const { missingTables, addedColumns, replaced, oldVersion } = upgrade;
   const { path } = expected;
   const changes: string[] = [];
   if (addedColumns.length > 0) {
@@ -101,16 +102,17 @@ export function finishUpgrade(db: Database, expected: ExpectedSchema, upgrade: U
   for (const old of replaced) changes.push(moveRows(db, old, path));
   for (const table of listTables(expected))
     for (const column of listMissingConstraints(db, table))
-      if (column !== table.rowNumber) changes.push(restoreUniqueIndex(db, table, column, path));
-  if (created.includes("square_account")) changes.push(...recordAccount(db, path));
-  if (created.includes(expected.table)) changes.push(...clearWatermarks(db));
-  if (changes.length === 0 && created.length === 0 && oldVersion !== SCHEMA_VERSION)
+      if (column !== table.integerKey) changes.push(restoreUniqueIndex(db, table, column, path));
+  if (missingTables.includes("square_account")) changes.push(...recordAccount(db, path));
+  if (missingTables.includes(expected.table)) changes.push(...clearWatermarks(db));
+  if (changes.length === 0 && missingTables.length === 0 && oldVersion !== SCHEMA_VERSION)
     changes.push(`set the schema version from ${oldVersion} to ${SCHEMA_VERSION}`);
   return changes;
 }
 
 /**
- * Reads the columns of a table from the text of schema.sql.
+ * Reads the columns of a table from the text of schema.sql. That file must begin a table with
+ * `EXISTS <table> (`, have one column on each line after two spaces, and end with `);` on a line.
  * @returns the definition of each column: its type and its constraints
  */
 export function readSchemaColumns(schema: string, table: string): Map<string, string> {
@@ -127,12 +129,12 @@ export function readSchemaColumns(schema: string, table: string): Map<string, st
 
 // If lib/mapping.ts has a new name for the customers table, and the file still has the old one, the
 // new table would be empty, and the rows of the old table would be neither updated nor pushed.
-function rejectOtherName(db: Database, { table, path }: ExpectedSchema): void {
+function rejectRenamedTable(db: Database, { table, path }: ExpectedSchema): void {
   if (listColumns(db, table).length > 0) return;
   const tables = readRows(db, "SELECT name FROM sqlite_master WHERE type = 'table'");
   for (const name of tables.map((row) => String(row.name))) {
     const columns = listColumns(db, name);
-    if (!OWN_CUSTOMER_COLUMNS.every((column) => columns.includes(column))) continue;
+    if (!SCRIPT_COLUMNS.every((column) => columns.includes(column))) continue;
     throw createSchemaError(
       path,
       `it has no table named ${table}, but its table ${name} has the same columns`,
@@ -191,29 +193,32 @@ function moveRows(db: Database, old: ReplacedTable, path: string): string {
     return `moved the rows of the 2018 table${isKept ? `, which is kept as ${oldName}` : ""}`;
   }
 
-  for (const column of [table.rowNumber, ...table.uniqueColumns])
+  for (const column of [table.integerKey, ...table.uniqueColumns])
     if (oldColumns.includes(column)) requireDifferentValues(db, table, oldName, column, path);
   copyUserColumns(db, table.name, oldName, path);
   const names = oldColumns.map(quoteName);
   const values = oldColumns.map((column) =>
     table.uniqueColumns.includes(column) ? buildBlankAsNull(column) : quoteName(column),
   );
-  // Without the column, every row gets a new number, so the order does not matter.
-  const sortKey = oldColumns.includes(table.rowNumber) ? table.rowNumber : "NULL";
+  // Insert the rows without a number last. SQLite gives them the next free numbers. Without the
+  // column, every row gets a new number, so the order does not matter.
+  const { integerKey } = table;
+  const order = oldColumns.includes(integerKey)
+    ? `ORDER BY ${integerKey} IS NULL, ${integerKey}`
+    : "";
   try {
-    // Insert the rows without a number last. SQLite gives them the next free numbers.
     db.run(`INSERT INTO ${table.name} (${names.join(", ")})
-      SELECT ${values.join(", ")} FROM ${oldName} ORDER BY ${sortKey} IS NULL, ${sortKey}`);
+      SELECT ${values.join(", ")} FROM ${oldName} ${order}`);
     db.run(`DROP TABLE ${oldName}`);
     for (const statement of old.statements) db.run(statement);
   } catch (error) {
     throw createSchemaError(
       path,
       `the key of its table ${table.name} cannot be restored: ${messageOf(error)}`,
-      `correct the values in that column: sqlite3 "${path}" "SELECT * FROM ${table.name}"`,
+      `correct the values that the table does not accept: sqlite3 "${path}" "SELECT * FROM ${table.name}"`,
     );
   }
-  return `restored the INTEGER PRIMARY KEY on ${table.name}.${table.rowNumber}`;
+  return `restored the INTEGER PRIMARY KEY on ${table.name}.${table.integerKey}`;
 }
 
 // Adds the columns that the user has added to the old table, with their types and defaults.
@@ -256,23 +261,24 @@ function restoreUniqueIndex(db: Database, table: TableRules, column: string, pat
  */
 function requireDifferentValues(
   db: Database,
-  { name, rowNumber }: TableRules,
+  { name, integerKey }: TableRules,
   currentName: string,
   column: string,
   path: string,
 ): void {
-  const sql = `SELECT ${column} AS value, group_concat(coalesce(${rowNumber}, 'NULL'), ', ') AS numbers
+  const sql = `SELECT ${column} AS value, group_concat(coalesce(${integerKey}, 'NULL'), ', ') AS numbers
     FROM ${currentName} WHERE trim(${column}) <> '' GROUP BY ${column} HAVING count(*) > 1 LIMIT 1`;
   const [duplicate] = readRows(db, sql);
   if (duplicate === undefined) return;
   const value = String(duplicate.value);
-  const rowNumbers = column === rowNumber ? "" : ` (${rowNumber} ${duplicate.numbers})`;
+  const rowNumbers = column === integerKey ? "" : ` (${integerKey} ${duplicate.numbers})`;
   // local_id and idempotency_key can be set to NULL, because the row then gets a new one. The id
   // cannot: a row without id would be sent to Square as a new customer.
   const canBeNull = column === "idempotency_key" || column === "local_id";
   const advice = canBeNull
     ? `set ${column} to NULL in all of them except one`
     : "delete all of them except one";
+  // The command has the name before the rename, because this error leaves the file unchanged.
   const query = `"SELECT * FROM ${name} WHERE ${column} = '${value.replaceAll("'", "''")}'"`;
   throw createSchemaError(
     path,
@@ -292,10 +298,11 @@ function buildBlankAsNull(column: string): string {
  */
 function recordAccount(db: Database, path: string): string[] {
   const applicationId = readNumber(db, "PRAGMA application_id");
-  const marked = ENVIRONMENTS[applicationId - FIRST_APPLICATION_ID];
+  const fromHeader = ENVIRONMENTS[applicationId - FIRST_APPLICATION_ID];
   const runs = readRows(db, "SELECT DISTINCT environment FROM sync_runs");
-  const logged = runs.map((run) => String(run.environment));
-  const [environment, ...others] = new Set(marked === undefined ? logged : [marked, ...logged]);
+  const environments = new Set(runs.map((run) => String(run.environment)));
+  if (fromHeader !== undefined) environments.add(fromHeader);
+  const [environment, ...others] = environments;
   if (environment === undefined) return [];
   if (others.length > 0)
     throw createSchemaError(
@@ -305,7 +312,7 @@ function recordAccount(db: Database, path: string): string[] {
     );
   db.run("INSERT INTO square_account (only_row, environment) VALUES (1, ?)", [environment]);
   // Another program can have stored its own application_id, which stays.
-  if (marked !== undefined) db.run("PRAGMA application_id = 0");
+  if (fromHeader !== undefined) db.run("PRAGMA application_id = 0");
   return [`recorded that its customers are from ${environment}`];
 }
 
