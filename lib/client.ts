@@ -1,6 +1,6 @@
 /**
- * Creates the client of the `square` package. The scripts call its methods themselves, for example
- * `square.customers.search(…)`. This file adds what the package does not do: a `fetch` that limits
+ * Creates the client of the `square` package. paging.ts, push.ts and reconcile.ts call its methods, for
+ * example `square.customers.search(…)`. This file adds what the package does not do: a `fetch` that limits
  * the rate and accepts only complete replies, and a check that the token belongs to the seller of
  * the file.
  */
@@ -37,8 +37,8 @@ export async function createSquareClient(
     maxRetries: MAX_RETRIES,
     fetch: await createStrictFetch(context, options.concurrency ?? 1),
   });
-  // If Square or the file does not name the seller, checkAccount looks up a few customers of the file:
-  // with the token of another seller, Square has none of them.
+  // If the merchant id of the token or of the file is unknown, checkAccount looks up the newest customers
+  // of the file. If Square has none of them, it is the token of another seller.
   const readIds = () => database.query(readNewestIds);
   const stored = database.account;
   const account = await checkAccount(square, context, stored, options.scopes, readIds);

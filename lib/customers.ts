@@ -68,6 +68,7 @@ const ASSIGNMENTS = [
 const INSERT = `INSERT INTO ${TABLE} (${SAVED_COLUMNS.join(", ")})
   VALUES (${SAVED_COLUMNS.map(() => "?").join(", ")})`;
 const UPDATE = `UPDATE ${TABLE} SET ${ASSIGNMENTS.join(", ")} WHERE local_id = ?`;
+// local_id is read as a text, because SQLite's integers can be larger than a JavaScript number.
 const SELECT = `SELECT CAST(local_id AS TEXT) AS local_id, synced_at, deleted_at, push_error,
   ${COLUMNS.join(", ")} FROM ${TABLE}`;
 const SELECT_BY_ID = `${SELECT} WHERE id = ?`;
@@ -133,7 +134,7 @@ export function saveCustomers(
  * Saves one customer.
  * @param stored the row with the customer's id, or the unpushed row that the customer was created
  *   from. If it is undefined, a row is inserted
- * @returns undefined when the row has the same values already
+ * @returns undefined when the row has the same values already, or a newer version
  */
 function saveCustomer(
   statements: Statements,
@@ -161,7 +162,7 @@ function saveCustomer(
     statements.update(values, note, localId);
     return { localId, id, outcome: "linked", columns };
   }
-  if (isOutdated(customer, stored)) return undefined;
+  if (isNewer(stored, customer)) return undefined;
   const columns = listDifferences(stored, customer);
   if (isMarkedDeleted(stored)) columns.push("deleted_at");
   // Without a time in synced_at, the row looks as if its id did not come from Square. So a cell
@@ -182,7 +183,7 @@ function prepareStatements(db: Database) {
   const selectLastLocalId = db.prepare("SELECT CAST(last_insert_rowid() AS TEXT)");
   const update = db.prepare(UPDATE);
   // If the table has no customers yet, skip the search for each id. The rows that this save inserts
-  // do not matter, because `customers` has each id only once.
+  // do not matter, because saveCustomers gets each id only once.
   const hasCustomers =
     readRows(db, `SELECT 1 FROM ${TABLE} WHERE id IS NOT NULL LIMIT 1`).length > 0;
 
@@ -249,13 +250,13 @@ function listDifferences(stored: LocalRow, customer: CustomerRow): string[] {
  * True if the row holds a newer version than the customer that Square returned: search can return
  * an older version than the one that a push has just saved.
  */
-function isOutdated(customer: CustomerRow, stored: LocalRow): boolean {
+function isNewer(stored: LocalRow, customer: CustomerRow): boolean {
   // If Square returns a customer that was marked as deleted, save it, whatever its version is. It
   // was restored, or the mark was a mistake.
   if (isMarkedDeleted(stored)) return false;
   // A version that is not a number, for example an empty text, counts as unknown.
   const storedVersion = typeof stored.version === "number" ? stored.version : -1;
-  return (customer.version ?? -1) < storedVersion;
+  return storedVersion > (customer.version ?? -1);
 }
 
 function isMarkedDeleted(stored: LocalRow): boolean {
@@ -269,8 +270,10 @@ function isMarkedDeleted(stored: LocalRow): boolean {
  * Square has it too, and a note in `push_error` marks the row.
  */
 function mustKeepOptOut(stored: LocalRow, customer: CustomerRow): boolean {
-  const isOnlyInFile = stored.id === null || stored.push_error === OPT_OUT_NOTE;
-  return isOnlyInFile && stored[EMAIL_UNSUBSCRIBED] === 1 && customer[EMAIL_UNSUBSCRIBED] !== 1;
+  const isUnpushed = stored.id === null;
+  const isMarked = stored.push_error === OPT_OUT_NOTE;
+  const hasOptOut = stored[EMAIL_UNSUBSCRIBED] === 1 && customer[EMAIL_UNSUBSCRIBED] !== 1;
+  return hasOptOut && (isUnpushed || isMarked);
 }
 
 function isTime(value: SqlValue | undefined): boolean {
@@ -374,8 +377,7 @@ export function readLiveCustomers(db: Database): LiveCustomer[] {
 
 /** Reads the ids of the customers of Square that were added to the file last, at most 100. */
 export function readNewestIds(db: Database): string[] {
-  // createSquareClient calls this for every file. If your own script keeps its customers in another
-  // table, the file may not have this one.
+  // If your own script keeps its customers in another table, the file may not have this one.
   if (listColumns(db, TABLE).length === 0) return [];
   const rows = readRows(
     db,
@@ -448,12 +450,13 @@ function followMerge(db: Database, id: string, mergedInto: string, hasOptOut: bo
 }
 
 /**
- * Lists the rows with their own id: they have an id and no synced_at. One kind of such rows is left
- * out: a push gave the row its id, and then the table rejected the other values. That row also has an
- * idempotency key and a push_error.
+ * Lists the rows with their own id: they have an id and no synced_at. A row that a push has linked, but
+ * whose other values the table rejected, looks the same. It has an idempotency key and a push_error, so
+ * it is left out.
  * @returns the local_id of each row
  */
 export function listRowsWithOwnId(db: Database): string[] {
+  // The text has another name than the column, so that ORDER BY sorts the numbers.
   const rows = readRows(
     db,
     `SELECT CAST(local_id AS TEXT) AS local_id_text FROM ${TABLE}

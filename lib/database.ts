@@ -59,7 +59,8 @@ export async function openDatabase(
   options: { check?: (db: Database) => void; mayCreate?: boolean } = {},
 ): Promise<DatabaseFile> {
   // Messages show the path as the user wrote it. If it is a symbolic link, `path` is its target.
-  const { databasePath: shownPath, square } = context;
+  const { databasePath: shownPath } = context;
+  const { environment } = context.square;
   const path = resolveDatabasePath(shownPath);
   const { mayCreate = false } = options;
   if (!mayCreate && !existsSync(path))
@@ -87,22 +88,24 @@ export async function openDatabase(
     requireUndamaged(db, shownPath);
     check(db);
     // A script that works without a Square account has no environment.
-    if (square.environment !== "") compareAccount();
+    if (environment !== "") database.account = readSameAccount();
     fingerprint = file.fingerprint;
   }
 
-  // Compares the account of the file with the account of this run. At the first load, only the
-  // environment of this run is known. At a later load, the seller of the token is known too: a file
-  // that another program has put in the place of the first one must belong to the same seller.
-  function compareAccount(): void {
+  // Reads the account of the file, and compares it with the account of this run. At the first load,
+  // only the environment of this run is known. At a later load, the seller of the token is known too: a
+  // file that another program has put in the place of the first one must belong to the same seller.
+  function readSameAccount(): StoredAccount | undefined {
     // A new file has no tables yet, so it has no account either.
     const stored = mayCreate && isEmpty(db) ? undefined : readAccount(db, shownPath);
-    const merchantId = database.account?.merchantId ?? null;
-    requireSameAccount(shownPath, stored, { environment: square.environment, merchantId });
-    database.account ??= stored;
+    const current = database.account;
+    const merchantId = current?.merchantId ?? null;
+    requireSameAccount(shownPath, stored, { environment, merchantId });
+    return current ?? stored;
   }
 
-  // Runs a step on the copy in memory, and returns whether the step has changed it.
+  // Runs a step on the copy in memory, and returns whether the step has changed it. If the step throws
+  // an error, its transaction stays open: the next update reads the file again, into another copy.
   function runStep<T>(step: (db: Database) => T): { result: T; hasChanges: boolean } {
     const before = countChanges(db);
     db.run("BEGIN");
@@ -153,7 +156,8 @@ export async function openDatabase(
 }
 
 // countWrites counts changed rows. CREATE TABLE and ALTER TABLE increase schema_version, and init-db
-// also sets user_version. All three only increase, so an equal sum means that nothing has changed.
+// also sets user_version. None of the three decreases during a step, so an equal sum means that the
+// step has changed nothing.
 function countChanges(db: Database): number {
   const versions = `SELECT schema_version + user_version
     FROM pragma_schema_version, pragma_user_version`;

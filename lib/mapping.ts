@@ -134,17 +134,16 @@ export interface CustomerRow {
 /** A row that was read from the table. */
 export type LocalRow = Record<string, SqlValue>;
 
-// The field for each name under which it can arrive in a reply. listNames lists these names.
+// Finds a field by its name in a reply. Some fields can have several names; see listNames.
 const FIELD_BY_NAME = new Map<string, Field>();
 for (const field of FIELDS) {
   for (const name of listNames(field)) FIELD_BY_NAME.set(name, field);
 }
 
-// Finds the characters that formatText repairs, and complete surrogate pairs, for example an emoji. It
-// is a fast first test, because most texts have none of them.
+// A fast test for formatText: a text without NUL and without surrogates needs no repair.
 const MAY_NEED_REPAIR = /[\0\uD800-\uDFFF]/;
 
-// With the flag u, \p{Cs} finds only half a pair.
+// A NUL, or a surrogate without its partner: with the flag u, \p{Cs} does not match complete pairs.
 const NUL_OR_HALF_PAIR = /\0|\p{Cs}/gu;
 
 // A row without values. Copying an object that has all columns takes half the memory of adding the
@@ -163,8 +162,8 @@ const ID_COLUMNS = new Set(
 
 /**
  * Builds the row of a customer that Square returned. A pull must not fail because of one unusual
- * customer. So a value of an unexpected type is kept as text, except that an unexpected integer
- * becomes NULL and an unexpected boolean becomes 0.
+ * customer. So a value of an unexpected type is kept as text. Exceptions: in an integer column it
+ * becomes NULL, and in a boolean column 0.
  */
 export function buildRow(customer: Square.Customer): CustomerRow {
   const row = { ...BLANK_ROW };
@@ -185,12 +184,15 @@ function copyFields(source: object, prefix: string, row: CustomerRow): void {
   }
 }
 
-/** Lists the names under which a field can arrive. The SDK does not always rename all parts. */
+/**
+ * Lists the names under which a field can arrive. The SDK does not rename a field whose value it does
+ * not expect, for example the text `x` for the object `tax_ids`, or a number for the text `eu_vat`.
+ */
 function listNames({ square }: Field): string[] {
   return [
-    square, // `taxIds.euVat`, the normal case
-    formatSnakeCase(square), // `tax_ids.eu_vat`, if the value of tax_ids has an unexpected type
-    square.replace(/[^.]+$/, formatSnakeCase), // `taxIds.eu_vat`, if only that of eu_vat has one
+    square, // the normal case: taxIds.euVat
+    formatSnakeCase(square), // the SDK renamed no part: tax_ids.eu_vat
+    square.replace(/[^.]+$/, formatSnakeCase), // it did not rename the last part: taxIds.eu_vat
   ];
 }
 
@@ -215,7 +217,8 @@ function formatIds(value: unknown): string {
 
 // The SDK returns integers as bigint. A number that JavaScript cannot hold exactly becomes null.
 function parseInteger(value: unknown): number | null {
-  const integer = typeof value === "bigint" || typeof value === "string" ? Number(value) : value;
+  const isDigits = typeof value === "string" && /^-?\d+$/.test(value);
+  const integer = typeof value === "bigint" || isDigits ? Number(value) : value;
   return typeof integer === "number" && Number.isSafeInteger(integer) ? integer : null;
 }
 
@@ -304,6 +307,7 @@ export function buildCustomer(
       problems.push(`${column} ${INVALID_UTF8}`);
       continue;
     }
+    // text is empty for a blank cell, and undefined for a value that cannot be sent.
     const { text, problem } = normalizeCell(row[column], kind, maxLength);
     if (problem !== undefined) problems.push(`${column} ${problem}`);
     if (text === undefined || text === "") continue;

@@ -38,9 +38,9 @@ export interface Success {
  * Saves Square's customers in the rows that they were created from. A constraint or trigger of the
  * table that rejects one row does not stop the others.
  *
- * For each row: remove the copy that a pull has inserted, give the row the id of the customer, and
- * copy your own columns from the removed copy. After that, saveCustomers finds the rows by their ids
- * and saves the other values.
+ * For each row: if a pull has already inserted the customer as another row, remove that row, and copy
+ * your own columns from it. Give the pushed row the id of the customer. After that, saveCustomers finds
+ * the rows by their ids and saves the other values.
  */
 export function saveSuccesses(db: Database, successes: readonly Success[]): void {
   // The customers to save by id, each in its newest version.
@@ -61,19 +61,18 @@ export function saveSuccesses(db: Database, successes: readonly Success[]): void
     try {
       // If a pull has saved the customer already, its version can be newer than that of this reply.
       const pulled = removePulledRow(db, id);
-      if (pulled !== undefined) keepLatestVersion(latest, pulled);
-      keepLatestVersion(latest, buildRow(customer));
-      linkRow(db, row, stored, id, latest.get(id)?.version ?? null);
+      const received = buildRow(customer);
+      const isPulledNewer = (pulled?.version ?? 0) > (received.version ?? 0);
+      const newest = pulled !== undefined && isPulledNewer ? pulled : received;
+      linkRow(db, row, stored, id, newest.version);
       if (pulled !== undefined) copyUserColumns(db, pulled, id);
+      db.run("RELEASE link");
+      keepLatestVersion(latest, newest);
       rowsById.set(id, row);
       markDone(row, outcome, id, describeLostEdits(row, stored, customer, outcome));
-      db.run("RELEASE link");
     } catch (error) {
       throwIfRolledBack(db, id, error);
       db.run("ROLLBACK TO link; RELEASE link");
-      // Do not save the customer, because that would insert a second row. Exception: another row of
-      // this batch was linked to the same customer.
-      if (!rowsById.has(id)) latest.delete(id);
       holdUnsaved(db, row, id, messageOf(error));
     }
   }
@@ -155,9 +154,9 @@ function copyUserColumns(db: Database, removed: LocalRow, id: string): void {
 
 /**
  * Gives a row its id in Square.
- * @param version the version of the customer. It replaces the version in the row, which can be from
- *   another customer, if the row is a copy. With a larger version in the row, saveCustomers would
- *   ignore this customer as outdated
+ * @param version the version of the customer. It replaces the version in the row. If the row was made
+ *   by copying the row of another customer, its version can be larger, and saveCustomers would ignore
+ *   this customer as outdated
  */
 function linkRow(
   db: Database,
@@ -227,7 +226,8 @@ export function saveErrors(db: Database, row: PushRow, errors: SquareErrorEntry[
   const named = errors.map((error) => ({ ...error, field: nameField(row, error) }));
   const reason = `Square returned ${formatErrors(named) || "no customer"}`;
   if (!isContentRejected(errors)) {
-    // The errors are not about the row, but about Square, the token, or an attempt that still runs.
+    // The errors are not about the row. They are about Square, the token, or an earlier request with the
+    // same idempotency key that Square has not finished.
     row.outcome = "later";
     row.reason = reason;
     return;

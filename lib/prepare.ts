@@ -1,6 +1,6 @@
 /**
- * Selects unpushed rows and decides which of them can be sent. The check writes nothing. Before the
- * first request, its result is stored: an idempotency key for each row to send, and the reason for
+ * Selects unpushed rows and decides which of them can be sent. The check undoes its own writes. Before
+ * the first request, its result is stored: an idempotency key for each row to send, and the reason for
  * each other row.
  *
  * A row is **in doubt** when it may have been sent and its outcome is unknown, for example because
@@ -114,7 +114,8 @@ export function needsRequest({ outcome, inDoubt }: PushRow): boolean {
 function readSelectedRows(db: Database, { source, createdSince, limit }: Selection): LocalRow[] {
   // Rows with an error of an earlier run come last. Otherwise, the same bad rows could use up
   // --limit in every run. A row whose created_at is not a time is selected, because it can be new.
-  // ORDER BY local_id alone would sort by the text in the SELECT, and put 10 before 9.
+  // The text local_id takes the place of the number in the result. ORDER BY names the table, because
+  // local_id alone would be the text, which sorts 10 before 9.
   return readRows(
     db,
     `SELECT *, CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
@@ -146,7 +147,7 @@ function createPushRow(stored: LocalRow): PushRow {
 
 /**
  * Returns the reference_id to send: the one of the row, or else its idempotency key. With it, each
- * row can be searched for in Square.
+ * row can be searched for in Square. Call it after checkRow has built `row.customer`.
  */
 function chooseReferenceId({ customer, idempotencyKey }: PushRow): string {
   return customer.referenceId ?? idempotencyKey;
@@ -184,9 +185,9 @@ function checkRow(
   }
 
   const candidate = { localId: row.localId, id: null, ...buildComparedValues(stored) };
-  // A row in doubt can exist in Square. A pull usually links it to its customer. If two rows shared the
-  // reference_id at that time, the pull has inserted the customer as another row. That row has the
-  // reference_id of this row and is the same customer, so it is not a duplicate.
+  // If this row is in doubt, a pull may have inserted its customer as a second row, for example because
+  // the reference_id was not unique at that time. The second row has the reference_id of this row. It
+  // is not a duplicate but the same customer, so ignore it in the comparison.
   const options = row.inDoubt ? { ignoredReference: chooseReferenceId(row) } : {};
   const match = duplicates?.find(candidate, options);
   if (match !== undefined) {
@@ -282,9 +283,13 @@ function trySave(db: Database, row: PushRow): string | undefined {
   } catch (error) {
     problem = messageOf(error);
   }
-  // A constraint or trigger with ROLLBACK ends the whole transaction, so begin another one. No write
-  // is lost with the first one, because all rows are checked before anything is written.
-  db.run(isInTransaction(db) ? "ROLLBACK TO trial; RELEASE trial" : "BEGIN");
+  if (isInTransaction(db)) {
+    db.run("ROLLBACK TO trial; RELEASE trial");
+  } else {
+    // A constraint or trigger with ROLLBACK has ended the whole transaction, so begin another one. No
+    // write is lost with the first one, because all rows are checked before anything is written.
+    db.run("BEGIN");
+  }
   // The trial has left no change. Without this call, its writes would still count, and an update
   // would save the file without need.
   resetWrites(db, writesBefore);
@@ -292,8 +297,9 @@ function trySave(db: Database, row: PushRow): string | undefined {
 }
 
 /**
- * Checks rows again right before they are sent, because another program may have edited them. A row
- * that must not be sent anymore gets another outcome than `ready`, and its reason is saved.
+ * Checks rows again right before they are sent, because another program may have edited them. Rows
+ * with the same values as before are not compared with other rows again. A row that must not be sent
+ * anymore gets another outcome than `ready`, and its reason is saved.
  */
 export function recheckRows(db: Database, rows: readonly PushRow[], selection: Selection): void {
   const current: { row: PushRow; stored: LocalRow; isChanged: boolean }[] = [];

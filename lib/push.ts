@@ -83,7 +83,8 @@ async function findByReference(
  * and the others are sent again. If not, each half of the rows is sent alone, until the bad rows
  * are found.
  * @param rows at most 100. Only rows with the outcome `ready` are sent
- * @param options.useBulk false = call CreateCustomer for each row instead of BulkCreateCustomers
+ * @param options.useBulk false = call CreateCustomer instead of BulkCreateCustomers. Pass one row then:
+ *   if the call for a second row failed, the reply for the first one would be lost
  * @throws SquareError when a request fails after all retries
  * @throws SyncError (denied) when Square rejects the token in the reply for a row
  */
@@ -112,7 +113,7 @@ export async function createCustomers(
     // Square has rejected the whole call. Reject the rows that are to blame, and send the others.
     const { blamed, groups } = divideRejected(ready, errors);
     await database.update((db) => {
-      for (const { row, errors } of blamed) saveErrors(db, row, errors);
+      for (const { row, rowErrors } of blamed) saveErrors(db, row, rowErrors);
     });
     for (const group of groups) await createCustomers(square, database, context, group, options);
     return;
@@ -138,7 +139,7 @@ export async function createCustomers(
 /** A row that is to blame for a rejected call, and the errors about it. */
 interface BlamedRow {
   row: PushRow;
-  errors: SquareErrorEntry[];
+  rowErrors: SquareErrorEntry[];
 }
 
 /**
@@ -152,14 +153,15 @@ function divideRejected(
 ): { blamed: BlamedRow[]; groups: PushRow[][] } {
   // The errors name rows: send all others together.
   const named = rows
-    .map((row) => ({ row, errors: listErrorsOf(row, errors) }))
-    .filter((blamed) => blamed.errors.length > 0);
+    .map((row) => ({ row, rowErrors: listErrorsOf(row, errors) }))
+    .filter(({ rowErrors }) => rowErrors.length > 0);
   if (named.length > 0) {
     const others = rows.filter((row) => !named.some((blamed) => blamed.row === row));
     return { blamed: named, groups: [others] };
   }
   // The errors name no row, and only one was sent.
-  if (rows.length === 1) return { blamed: rows.map((row) => ({ row, errors })), groups: [] };
+  if (rows.length === 1)
+    return { blamed: rows.map((row) => ({ row, rowErrors: errors })), groups: [] };
   // The errors name none of several rows: send each half alone, to find out which row is to blame.
   const middle = Math.floor(rows.length / 2);
   return { blamed: [], groups: [rows.slice(0, middle), rows.slice(middle)] };
@@ -172,6 +174,7 @@ async function sendRows(
   rows: readonly PushRow[],
   useBulk: boolean,
 ): Promise<Record<string, Square.CreateCustomerResponse>> {
+  // Counts the attempts without a reply. The client sends such a request again and does not report it.
   const unknownBefore = context.traffic.unknownOutcomes;
   try {
     if (useBulk) return await createInBulk(square, rows);
@@ -179,9 +182,8 @@ async function sendRows(
     for (const row of rows) responses[row.idempotencyKey] = await createOne(square, row);
     return responses;
   } finally {
-    // If an attempt has no reply, the client sends the request again and does not report the first
-    // attempt. Only this counter shows it. The first attempt may have created the customers, even if
-    // the last one was rejected. So the rows are in doubt.
+    // An attempt without a reply may have created the customers, even if the last attempt was rejected.
+    // So the rows are in doubt.
     const hasUnknownOutcome = context.traffic.unknownOutcomes > unknownBefore;
     if (hasUnknownOutcome) {
       for (const row of rows) row.inDoubt = true;

@@ -1,9 +1,9 @@
 /**
  * Finds customers that were deleted or merged in Square.
  *
- * Square does not report deletions: a deleted customer only stops appearing in search. Reading the
- * whole directory every night would find it, but takes one request for each 100 customers. Counting
- * takes fewer:
+ * Square does not report deletions: a deleted customer only stops appearing in search. Reading all
+ * customers in each run would find it, but takes one request for each 100 customers. Counting takes
+ * fewer:
  *
  *   1. Ask Square how many customers it has. If the file has as many, one request was enough.
  *   2. If not, divide the customers into two slices by creation time, and ask for the count of
@@ -27,13 +27,11 @@ import { buildTimeRange } from "./window.ts";
 const MAX_IDS = 100;
 
 // Reading a slice takes one request for each page. Dividing it takes about three requests for each
-// difference. A small slice is read if that takes fewer requests. A large slice is always divided,
-// because the differences are often next to each other, for example after a wrong import was deleted.
+// customer that only one side has. A small slice is read if that takes fewer requests. A large slice is
+// always divided, because such customers are often next to each other, for example after a wrong import
+// was deleted.
 const SMALL_SLICE_PAGES = 8;
 const REQUESTS_PER_DIFFERENCE = 3;
-
-// A slice is divided in a gap that has room for an overlap of 1 ms. See divideSlice.
-const MIN_GAP_MS = 3;
 
 export interface Comparison {
   /** How many customers of the file were compared. */
@@ -51,7 +49,7 @@ export interface Comparison {
 export type LookUp =
   | { outcome: "deleted" }
   /** Merged into `customer`. If that one was merged too, `customer` is the last of the chain. */
-  | { outcome: "merged"; customer: Square.Customer }
+  | { outcome: "merged"; mergedInto: string; customer: Square.Customer }
   /** Square has the customer, although search may not return it. */
   | { outcome: "present"; customer: Square.Customer };
 
@@ -71,7 +69,7 @@ interface DatedCustomer {
 }
 
 /** A customer that search does not return, or whose row has no valid `created_at`. */
-interface OtherCustomer {
+interface CustomerToLookUp {
   id: string;
   createdAt: number | undefined;
 }
@@ -97,7 +95,7 @@ export async function compareWithSquare(
 ): Promise<Comparison> {
   const { createdBefore, concurrency, filter = {} } = options;
   const liveIds = new Set(customers.map(({ id }) => id));
-  const { searchable, others } = classifyCustomers(customers);
+  const { searchable, toLookUp } = classifyCustomers(customers);
   // Square does not document whether a range includes its end. So choose an end at which no
   // customer of the file was created.
   const times = new Set(searchable.map(({ createdAt }) => createdAt));
@@ -109,18 +107,18 @@ export async function compareWithSquare(
     customers: searchable.filter(({ createdAt }) => createdAt < endAt),
   };
   // The customers that cannot be compared in slices are looked up by id in each run.
-  const unsearchableIds = others
+  const idsToLookUp = toLookUp
     .filter(({ createdAt }) => createdAt === undefined || createdAt < createdBefore)
     .map(({ id }) => id);
 
-  const missingInSearch = [...unsearchableIds];
+  const missingInSearch = [...idsToLookUp];
   const missingInFile = new Set<string>();
 
   // Next come four functions that use the variables above. The algorithm itself is the loop after
   // them.
 
-  /** Compares the ids of a slice with all customers that Square returned for it. */
-  function compareIds(slice: Slice, returned: Square.Customer[]): void {
+  /** Adds the ids that only one side has, for a slice with all customers that Square returned. */
+  function collectMissingIds(slice: Slice, returned: Square.Customer[]): void {
     const returnedIds = new Set(returned.map(({ id }) => id));
     for (const { id } of slice.customers) if (!returnedIds.has(id)) missingInSearch.push(id);
     // A row with a wrong `created_at` is in another slice. So compare with the ids of the whole
@@ -129,14 +127,14 @@ export async function compareWithSquare(
   }
 
   /**
-   * Asks for the count of a slice. The reply also has the first page. If that is the only page, the
-   * ids are compared as well, and the slice `isDone`.
+   * Asks for the count of a slice. The reply also has the first page. If that is the only page, its ids
+   * are compared as well, and the slice `isDone`.
    */
-  async function countOrCompare(slice: Slice): Promise<{ count: number; isDone: boolean }> {
+  async function countOrCollect(slice: Slice): Promise<{ count: number; isDone: boolean }> {
     const response = await requestPage(square, buildFilter(filter, slice));
     const page = response.customers ?? [];
     const isDone = !response.cursor;
-    if (isDone) compareIds(slice, page);
+    if (isDone) collectMissingIds(slice, page);
     // An empty result has no count.
     return { count: Number(response.count ?? page.length), isDone };
   }
@@ -150,7 +148,7 @@ export async function compareWithSquare(
     const returned: Square.Customer[] = [];
     for await (const page of searchPages(square, buildFilter(filter, slice)))
       returned.push(...page.customers);
-    compareIds(slice, returned);
+    collectMissingIds(slice, returned);
   }
 
   /**
@@ -169,19 +167,18 @@ export async function compareWithSquare(
       return [];
     }
     const { older, newer } = halves;
-    const { count, isDone } = await countOrCompare(older);
-    // The count of the newer slice is the rest. A customer of Square in the overlap of both slices is
-    // counted in the older one. That is enough, because its count then differs, and its ids are
-    // compared.
+    const { count, isDone } = await countOrCollect(older);
+    // The count of the newer slice is the rest. A customer in the millisecond that both slices share is
+    // counted in the older slice only. That is enough: if the file lacks the customer, the count of the
+    // older slice differs, and its ids are compared.
     const countedNewer = { ...newer, count: slice.count - count };
     return isDone ? [countedNewer] : [{ ...older, count }, countedNewer];
   }
 
   // Begin with all customers. Then process all halves, then all quarters, and so on, each level from
-  // one queue. If each slice
-  // started its own halves, the number of requests at the same time would double with each level,
-  // and cursors would expire while they wait.
-  const { count, isDone } = await countOrCompare(whole);
+  // one queue. If each slice started its own halves, the number of requests at the same time would
+  // double with each level, and cursors would expire while they wait.
+  const { count, isDone } = await countOrCollect(whole);
   let slices: CountedSlice[] = isDone ? [] : [{ ...whole, count }];
   while (slices.length > 0) {
     const nextSlices: CountedSlice[] = [];
@@ -192,7 +189,7 @@ export async function compareWithSquare(
   }
 
   return {
-    checked: whole.customers.length + unsearchableIds.length,
+    checked: whole.customers.length + idsToLookUp.length,
     missingInSearch,
     missingInFile: [...missingInFile],
   };
@@ -245,7 +242,9 @@ function classifyAnswer(
   const customer = answer?.customer;
   const errors = readErrors(answer);
   if (customer?.id && errors.length === 0)
-    return { outcome: customer.id === id ? "present" : "merged", customer };
+    return customer.id === id
+      ? { outcome: "present", customer }
+      : { outcome: "merged", mergedInto: customer.id, customer };
   // A reply with both a customer and errors contradicts itself.
   if (customer || errors.length === 0) return "unclear";
   if (errors.every(({ code }) => code === "NOT_FOUND")) return { outcome: "deleted" };
@@ -255,18 +254,21 @@ function classifyAnswer(
 /** Separates the customers that search can return, oldest first, from those to look up by id. */
 function classifyCustomers(customers: LiveCustomer[]) {
   const searchable: DatedCustomer[] = [];
-  const others: OtherCustomer[] = [];
+  const toLookUp: CustomerToLookUp[] = [];
   for (const { id, createdAt: text, isSearchable } of customers) {
     const time = Date.parse(text);
     // Not valid: a text that is not a time (NaN), and a time before 1970, which cannot come from
     // Square.
     const createdAt = time > 0 ? time : undefined;
     if (createdAt !== undefined && isSearchable) searchable.push({ id, createdAt });
-    else others.push({ id, createdAt });
+    else toLookUp.push({ id, createdAt });
   }
   searchable.sort((a, b) => a.createdAt - b.createdAt);
-  return { searchable, others };
+  return { searchable, toLookUp };
 }
+
+// A gap of this length has room for the ends of both slices. See the example in divideSlice.
+const MIN_GAP_MS = 3;
 
 /**
  * Divides a slice near the middle of its customers.
@@ -290,7 +292,8 @@ function divideSlice({ startAt, endAt, customers }: Slice) {
 
 /**
  * Finds the gap nearest to the middle: a place where two customers were created at least 3 ms apart.
- * Starts where the older customers fill whole pages, and goes outwards from there.
+ * Starts where the older customers fill whole pages, so that reading them needs no half-empty page, and
+ * goes outwards from there.
  */
 function findGapNearMiddle(customers: DatedCustomer[]) {
   if (customers.length <= PAGE_SIZE) return undefined;
@@ -306,7 +309,7 @@ function findGapNearMiddle(customers: DatedCustomer[]) {
   return undefined;
 }
 
-/** Adds the range of a slice to a filter. */
+/** Sets the range of a slice in a filter. */
 function buildFilter(filter: Filter, { startAt, endAt }: Slice): Filter {
   const since = startAt === undefined ? null : formatTime(startAt);
   return { ...filter, createdAt: buildTimeRange({ since, until: formatTime(endAt) }) };

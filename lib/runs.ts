@@ -70,7 +70,7 @@ export function readOldestWatermark(db: Database, script: string): string | null
 
 function readTime(db: Database, sql: string, script: string): string | null {
   const time = readRows(db, sql, [script])[0]?.time;
-  return isZonedTime(time) ? time : null;
+  return isZonedTime(time) ? formatTime(Date.parse(time)) : null;
 }
 
 // Another program can have stored something else. A time without a zone would be read as local
@@ -92,30 +92,20 @@ function isZonedTime(value: SqlValue | undefined): value is string {
  * @throws SyncError (usage)
  */
 export function requireCompletePull(db: Database, context: RunContext, pull: string): void {
-  const runs = readRows(
+  // A run that has read everything saves its own start as the watermark. Other runs save an earlier
+  // time: with --until in the past, they save that time. With a gap, for example after --since 5m, they
+  // keep the watermark of an earlier run.
+  const completeRuns = readRows(
     db,
-    "SELECT watermark, started_at, until FROM sync_runs WHERE script = ? AND watermark IS NOT NULL",
+    "SELECT watermark FROM sync_runs WHERE script = ? AND watermark = started_at",
     [pull],
   );
-  if (!runs.some(isCompleteRun))
+  if (!completeRuns.some(({ watermark }) => isZonedTime(watermark)))
     throw new SyncError(
       "usage",
       `Cannot run ${context.script}: ${pull} has not read all customers of Square into "${context.databasePath}" yet`,
       context.commandFor(pull) ?? `run ${pull} first`,
     );
-}
-
-// A run that has read everything saves its own start as the watermark. Two kinds of runs save an
-// earlier time:
-// - A run with --until in the past saves that time.
-// - A run that leaves a gap, for example with --since 5m, keeps the watermark of an earlier run.
-function isCompleteRun({ watermark, started_at, until }: Record<string, SqlValue>): boolean {
-  if (!isZonedTime(watermark) || !isZonedTime(started_at)) return false;
-  // The start can be Square's time, which can be a little behind ours. So allow an hour.
-  const hasSavedItsStart = Date.parse(watermark) > Date.parse(started_at) - HOUR_MS;
-  // Within that hour, `until` shows the first kind.
-  const hasEndedEarlier = isZonedTime(until) && Date.parse(until) <= Date.parse(watermark);
-  return hasSavedItsStart && !hasEndedEarlier;
 }
 
 /**

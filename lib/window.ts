@@ -15,8 +15,8 @@ export const SEARCH_LAG_MS = 5 * 60_000;
 /**
  * A span of time. `null` means that it has no start or no end.
  *
- * All times in this file are texts like 2026-08-01T00:00:00.000Z. In this form, the order of the
- * texts is the order of the times, so they are compared with `<` and `>`.
+ * These times, and the watermark, are texts like 2026-08-01T00:00:00.000Z. In this form, the order of
+ * the texts is the order of the times, so they are compared with `<` and `>`.
  */
 export interface Window {
   since: string | null;
@@ -39,13 +39,13 @@ export function resolveWindow(
 ): Window {
   const until = options.until === undefined ? null : parseTime("--until", options.until, startedAt);
   let since: string | null = null;
-  if (options.since === "last") since = computeNextSince(watermark, startedAt);
+  if (options.since === "last") since = computeSinceLast(watermark, startedAt);
   else if (options.since !== "all") since = parseTime("--since", options.since, startedAt);
   if (since !== null && since >= (until ?? formatTime(startedAt)))
     throw new SyncError(
       "usage",
       `Cannot use this window: ${since} is not before ${until ?? "now"}`,
-      "an earlier --since, or a later --until",
+      "an earlier start, or a later end",
     );
   return { since, until };
 }
@@ -63,16 +63,17 @@ export function computeNextWatermark(
   // A window that starts too late leaves a gap: `--since 5m` after a day without runs leaves almost
   // a day unread. The watermark then stays where it is, so that the next run reads the gap. Without a
   // watermark, everything before the window is unread, and no watermark is saved.
-  const nextSince = computeNextSince(watermark, startedAt);
-  const hasGap = window.since !== null && (nextSince === null || window.since > nextSince);
+  const sinceLast = computeSinceLast(watermark, startedAt);
+  const hasGap = window.since !== null && (sinceLast === null || window.since > sinceLast);
   if (hasGap) return watermark;
 
   const started = formatTime(startedAt);
   const end = window.until !== null && window.until < started ? window.until : started;
   // With --until, the window can end before the old watermark. Keep the old watermark then, because
-  // everything up to it has been read. Do not keep one in the future: a wrong clock has saved it.
-  const keepsOldWatermark = watermark !== null && watermark > end && watermark <= started;
-  return keepsOldWatermark ? watermark : end;
+  // everything up to it has been read. A watermark in the future was saved with a wrong clock.
+  const isInFuture = watermark !== null && watermark > started;
+  if (watermark !== null && !isInFuture && watermark > end) return watermark;
+  return end;
 }
 
 /**
@@ -84,7 +85,7 @@ export function buildTimeRange({ since, until }: Window): { startAt?: string; en
 }
 
 // Computes where `--since last` starts. null means that everything has to be read.
-function computeNextSince(watermark: string | null, startedAt: number): string | null {
+function computeSinceLast(watermark: string | null, startedAt: number): string | null {
   // A watermark in the future was saved with a wrong clock. It proves nothing, so read everything.
   if (watermark === null || Date.parse(watermark) > startedAt) return null;
   return formatTime(Date.parse(watermark) - SEARCH_LAG_MS);

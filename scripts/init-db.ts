@@ -61,7 +61,7 @@ await runScript(manual, async (context) => {
 
   // Make all changes in one transaction and save once. If the script is killed, the file is
   // unchanged.
-  const { createdTables, addedColumns, changes } = await database.update((db) => {
+  const result = await database.update((db) => {
     // Add the columns that an older table lacks. SQLite cannot add a primary key to a table, so a
     // table without one is renamed, and schema.sql creates it again.
     const upgrade = beginUpgrade(db, SCHEMA, expected);
@@ -75,12 +75,12 @@ await runScript(manual, async (context) => {
     // changes.
     const remaining = findSchemaProblem(db, expected);
     if (remaining) throw createSchemaError(path, remaining.problem, remaining.nextStep);
-    const { missingTables, addedColumns } = upgrade;
-    return { createdTables: missingTables, addedColumns, changes };
+    return { createdTables: upgrade.missingTables, addedColumns: upgrade.addedColumns, changes };
   });
 
+  const { createdTables, addedColumns } = result;
   const additions = createdTables.length > 0 ? [`added ${joinWords(createdTables)}`] : [];
-  const done = [...additions, ...changes];
+  const done = [...additions, ...result.changes];
 
   // A new column that holds a field of Square is empty in the old rows until they are pulled again.
   // The names in addedColumns begin with the table, for example customers.nickname.

@@ -36,7 +36,7 @@ const SCRIPT = "pull-created";
 const manual = {
   name: SCRIPT,
   purpose: "pulls the customers that were created in Square since the last run",
-  options: PULL_OPTIONS,
+  options: PULL_OPTIONS, // --since, --until and --concurrency
   examples: [
     [SCRIPT, "continue where the last run ended"],
     [`${SCRIPT} --since 24h`, "read only the last day"],
@@ -64,16 +64,17 @@ await runScript(manual, async (context) => {
   // example creationSource: { values: ["INSTANT_PROFILE"], rule: "EXCLUDE" }.
   const filter: Filter = { createdAt: buildTimeRange(window) };
 
-  // Read all pages before changing the file. If a page fails after all retries, the script stops
-  // here and the file is unchanged. Treating it as an empty page would silently lose customers.
+  // If Square's clock is behind ours, the client sets context.startedAt to Square's time.
   const { concurrency } = options;
   const scopes = [READ_CUSTOMERS];
   const square = await createSquareClient(context, database, { scopes, concurrency });
-  // A large result is read in parallel, in slices of creation time, because that time never changes.
-  // The time up to divideUntil is divided. No customer is left out, because the last slice has no end.
+  // To read a large result in parallel, searchCustomers divides the time up to divideUntil into slices
+  // of creation time, which never changes. The last slice has no end, so no customer is left out.
   const search = { concurrency, divideUntil: context.startedAt };
   const customers = new Map<string, CustomerRow>();
   let missingCount = 0;
+  // Read all pages before changing the file. If a page fails after all retries, the script stops
+  // here and the file is unchanged. Treating it as an empty page would silently lose customers.
   for await (const page of searchCustomers(square, filter, search)) {
     // A customer that is edited during the search can be on two pages. Keep the newer version.
     for (const customer of page.customers) keepLatestVersion(customers, buildRow(customer));
@@ -95,10 +96,9 @@ await runScript(manual, async (context) => {
     // Read the watermark from the file again. If another program has replaced the file during the
     // search, for example with a backup, the watermark in that file can be older.
     const before = readWatermark(db, SCRIPT);
-    // The new watermark is the time when this run began. It is not the newest created_at that was
-    // returned: a customer that search showed late can be older than that, and would never be read.
-    // If a reply showed that Square's clock is behind ours, the client has changed context.startedAt
-    // to Square's time.
+    // The new watermark is the time when this run began, and not the newest created_at that was
+    // returned. A long run can return a customer that was created near its end, and miss one that was
+    // created near its beginning. With the newest time, the next run would not read the missed one.
     const after = isComplete ? computeNextWatermark(window, before, context.startedAt) : before;
     recordRun(db, context, {
       since: window.since,

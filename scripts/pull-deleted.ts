@@ -76,7 +76,6 @@ await runScript(manual, async (context) => {
   database.query((db) => requireCompletePull(db, context, "pull-created"));
   const customers = database.query(readLiveCustomers);
 
-  // If nothing was deleted, the comparison takes one SearchCustomers request.
   const scopes = [READ_CUSTOMERS];
   const square = await createSquareClient(context, database, { scopes, concurrency });
   // If the filters of the pulls have a condition, add it here. Otherwise this script inserts the
@@ -84,6 +83,7 @@ await runScript(manual, async (context) => {
   const filter: Filter = {};
   // Search may not show the newest customers yet. A later run compares them.
   const createdBefore = context.startedAt - SEARCH_LAG_MS;
+  // If nothing was deleted, the comparison takes one SearchCustomers request.
   const comparison = await compareWithSquare(square, customers, {
     createdBefore,
     concurrency,
@@ -98,7 +98,8 @@ await runScript(manual, async (context) => {
   const { checked, missingInSearch, missingInFile } = comparison;
   const answers = await lookUpCustomers(square, [...missingInSearch, ...missingInFile]);
 
-  // The customers that still exist. Two merged ids return the same customer. Save it once.
+  // The customers to save: those that still exist, and those that others were merged into. For two ids
+  // that were merged into one customer, Square returns it twice. The map keeps it once.
   const present = new Map<string, CustomerRow>();
   for (const answer of answers.values()) {
     if (answer.outcome === "deleted") continue;
@@ -111,7 +112,7 @@ await runScript(manual, async (context) => {
   for (const id of missingInSearch) {
     const answer = answers.get(id);
     if (answer?.outcome === "deleted") gone.push({ id, mergedInto: null });
-    if (answer?.outcome === "merged") gone.push({ id, mergedInto: answer.customer.id ?? null });
+    if (answer?.outcome === "merged") gone.push({ id, mergedInto: answer.mergedInto });
   }
 
   const limit = maxDelete ?? Math.max(MAX_MARKS, Math.floor(customers.length * MAX_MARKED_SHARE));

@@ -5,7 +5,7 @@
  * Steps:
  *   1. Select the rows and check them. Invalid rows and possible duplicates are not sent.
  *   2. Store an idempotency key in each row before anything is sent.
- *   3. Look up the rows in doubt: an earlier run has sent them, and the outcome is unknown.
+ *   3. Look up the rows in doubt: an earlier run may have sent them, and the outcome is unknown.
  *   4. Create the others, up to 100 with each request, and save their ids after each reply.
  *
  * Writes Square:
@@ -20,8 +20,8 @@
  *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/push-new.ts
  *
  * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write.
- * Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows wait for you, 4 token rejected, 75 try again
- * later, 130/143 stopped.
+ * Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some rows wait for you, 4 token rejected, 75 try
+ * again later, 130/143 stopped.
  */
 import type { SquareClient } from "square";
 import { createSquareClient, READ_CUSTOMERS, WRITE_CUSTOMERS } from "../lib/client.ts";
@@ -69,7 +69,7 @@ const manual = {
     [`${SCRIPT} --source web-shop --limit 10`, "try it with a few rows"],
   ],
   exitCodes:
-    "0 done, 1 failed, 2 wrong usage, 3 rows wait for you, 4 token rejected, 75 try again later, 130/143 stopped",
+    "0 done, 1 failed, 2 wrong usage, 3 some rows wait for you, 4 token rejected, 75 try again later, 130/143 stopped",
   needsSquare: true,
 } as const;
 
@@ -100,16 +100,16 @@ await runScript(manual, async (context) => {
     allowDuplicates: options["allow-duplicates"] ?? false,
     allowSubscribe: options["allow-subscribe"] ?? false,
   };
-  // prepareRows checks the rows. It also writes an example of Square's reply into each row, to find
-  // out if a constraint or trigger of the table would reject it later. simulate undoes these writes.
+  // prepareRows checks the rows. For each row, it tries to save an example of Square's reply, to find
+  // out if a constraint or trigger of the table would reject the real one. simulate undoes all of it.
   const preview = database.simulate((db) => prepareRows(db, selection));
   // Rows with an id that is not from Square, for example your own number. They are not sent.
   const rowsWithOwnId = database.query(listRowsWithOwnId);
   if (isDryRun) return describeDryRun(context, preview, rowsWithOwnId, database.account);
 
-  // Creating the client checks that the token belongs to the seller of this file. So do it before any
-  // key is stored. It takes a second, so skip it if there is nothing to send and this token has been
-  // checked for this file before.
+  // Creating the client takes a second. It also checks that the token belongs to the seller of this
+  // file, so it comes before any key is stored. It is needed if there are rows to send, or if this token
+  // was never checked for this file.
   let square: SquareClient | undefined;
   const scopes = [READ_CUSTOMERS, WRITE_CUSTOMERS];
   if (preview.some(needsRequest) || isUncheckedToken(database.account, context.square.token))
@@ -132,7 +132,8 @@ await runScript(manual, async (context) => {
   const useBulk = batchSize > 1;
   let done = 0;
   for (const batch of divideIntoBatches(due, batchSize)) {
-    // Another program can have added the first row to send after the client was skipped above.
+    // There is no client yet if the preview had no rows to send. Another program can have added one
+    // since then.
     square ??= await createSquareClient(context, database, { scopes });
     await linkRowsInDoubt(square, database, batch);
     // The selection is needed again, because rows are checked once more right before they are sent.
@@ -143,7 +144,8 @@ await runScript(manual, async (context) => {
 
   // Move the watermark only if all rows were selected and none of them is left. Otherwise the next
   // run with --created-since last would skip the rows that are left. `later` counts the rows that
-  // were not sent, or that Square did not answer for.
+  // were not sent, or that Square did not answer for. If --created-since has left out older rows,
+  // computeNextWatermark keeps the old watermark.
   const { created, linked, refused, held, later } = countOutcomes(rows);
   const isComplete = source === undefined && limit === undefined && refused + held + later === 0;
   await database.update((db) => {

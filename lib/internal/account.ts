@@ -154,13 +154,13 @@ export async function checkAccount(
 
   const status = await retrieveTokenStatus(square, context);
   const fileMerchantId = stored?.merchantId ?? null;
-  // A status without a merchant must not be saved for a file that has one. It would erase the merchant
-  // of the file, and the token of another seller would be accepted from then on.
-  const isAnswered = status !== "no answer";
-  if (!isAnswered || (status.merchantId === null && fileMerchantId !== null)) {
-    if (isAnswered) requireScopes(status, scopes);
-    // An earlier check of this token stays valid: if the token has expired or lacks a scope, Square
-    // rejects the next request.
+  if (status !== "no answer") requireScopes(status, scopes);
+  // The merchant of the token is unknown if Square did not answer, or answered without a merchant. The
+  // file then keeps its merchant. Otherwise the token of another seller would be accepted next time.
+  const isMerchantUnknown = status === "no answer" || status.merchantId === null;
+  if (status === "no answer" || (isMerchantUnknown && fileMerchantId !== null)) {
+    // Keep the result of an earlier check of this token. If the token has expired since, Square rejects
+    // the next request, and nothing is mixed up.
     if (checked !== undefined) return checked;
     await requireKnownCustomer(square, context, readNewestIds());
     if (fileMerchantId !== null)
@@ -177,10 +177,10 @@ export async function checkAccount(
     checkedAt: new Date(context.startedAt).toISOString(),
   };
   requireSameAccount(context.databasePath, stored, account);
-  requireScopes(account, scopes);
-  if (checked === undefined && (fileMerchantId === null || account.merchantId === null))
+  // The file has no merchant to compare: it is of version 1, or was filled while the token could not be
+  // checked.
+  if (checked === undefined && fileMerchantId === null)
     await requireKnownCustomer(square, context, readNewestIds());
-  // A file of version 1, or one that was filled while the token could not be checked.
   if (stored !== undefined && stored.merchantId === null && account.merchantId !== null)
     context.warn(
       `"${context.databasePath}" had no Square merchant recorded: from now on it belongs to the merchant ${account.merchantId}`,

@@ -92,14 +92,16 @@ export interface Result {
   lines?: readonly string[] | undefined;
   /** A line for each changed row. They are printed to stderr, and only with --verbose. */
   details?: readonly string[] | undefined;
-  /** A line for each row that waits for a person. They are printed to stderr, except with --quiet. */
+  /**
+   * A line for each row that was not done, and why. They are printed to stderr, except with --quiet.
+   */
   reasons?: readonly string[] | undefined;
   /**
    * Set if rows wait for a person, for example `2 refused, 1 held`. The exit code is then 3, so that
    * a scheduler can report it. The text is printed only with --quiet, instead of `reasons`.
    */
   waiting?: string | undefined;
-  /** Printed to stderr after `Try: `, for example for rows on hold. */
+  /** Printed to stderr after `Try: `, except with --quiet. For example for rows on hold. */
   nextStep?: string | undefined;
   /** The error of a run that did only a part of its work. It is reported after the summary. */
   error?: unknown;
@@ -119,8 +121,8 @@ export async function runScript<const O extends OptionSet>(
   main: (context: ScriptContext<O>) => Promise<Result>,
 ): Promise<void> {
   const reporter = createReporter(manual.name);
-  exitOnSignal("SIGINT", EXIT_SIGINT, reporter);
-  exitOnSignal("SIGTERM", EXIT_SIGTERM, reporter);
+  exitOnSignal("SIGINT", EXIT_SIGINT, manual.name, reporter);
+  exitOnSignal("SIGTERM", EXIT_SIGTERM, manual.name, reporter);
   let exitCode: number;
   try {
     exitCode = await execute(manual, main, reporter);
@@ -137,10 +139,15 @@ export async function runScript<const O extends OptionSet>(
 // Exits in the signal handler, because the wait of the SDK between two attempts cannot be
 // interrupted. This loses nothing: a save is synchronous, so it is either complete or has not
 // begun, and the lock is removed on exit.
-function exitOnSignal(signal: "SIGINT" | "SIGTERM", exitCode: number, reporter: Reporter): void {
+function exitOnSignal(
+  signal: "SIGINT" | "SIGTERM",
+  exitCode: number,
+  script: string,
+  reporter: Reporter,
+): void {
   process.on(signal, () => {
-    const message = `Cannot go on: stopped by ${signal}`;
-    reporter.reportError(new SyncError("temporary", message, "run it again"));
+    reporter.report(`${script}: Cannot go on: stopped by ${signal}`);
+    reporter.report("Try: run it again");
     process.exit(exitCode);
   });
 }
@@ -381,7 +388,8 @@ function findUnknownOptions(words: string[], parsed: string[], known: string[]):
  * variable of the environment, for example npm_config_dry_run.
  */
 function rejectOptionTakenByNpm(name: string, known: string[]): void {
-  // Every script rejects --dry-run, because `npm run sync --dry-run` would push in its last script.
+  // Every script rejects --dry-run, not only the scripts that have it. `npm run sync` runs four
+  // scripts, and the last one is push-new: if npm took --dry-run, it would push.
   const taken = [...known, "dry-run"].find(
     (option) => process.env[`npm_config_${option.replaceAll("-", "_")}`] !== undefined,
   );

@@ -76,13 +76,15 @@ export async function readConfiguration(
       : { name: "--db", value: dbOption, source: "--db" };
   const problems = checkDatabasePath(database);
 
-  // An unreadable `.env` is reported only if a required setting is found nowhere else, because it may
-  // be in that file. Otherwise `.env` does not matter: Deno may have no permission to read it, or a
-  // container may have a folder with this name. DATABASE_PATH is required here although it has a
-  // default, because `.env` may name another database.
+  // A `.env` in a wrong encoding is always reported. One that cannot be read at all is reported only if
+  // a required setting is in no other place, because the setting may be in that file. Otherwise `.env`
+  // does not matter: Deno may have no permission to read it, or a container may have a folder with this
+  // name. DATABASE_PATH is required here although it has a default, because `.env` may name another
+  // database.
   const required = needsSquare ? [database, read("SQUARE_ACCESS_TOKEN")] : [database];
   const isFileNeeded = required.some(({ source }) => source === "nowhere");
-  const fileProblem = file.isUnreadable && !isFileNeeded ? undefined : file.problem;
+  const isFileIgnored = file.isUnreadable && !isFileNeeded;
+  const fileProblem = isFileIgnored ? undefined : file.problem;
 
   let square: SquareSettings = { environment: "", token: "", baseUrl: "" };
   if (fileProblem !== undefined) {
@@ -93,6 +95,7 @@ export async function readConfiguration(
     const environment = trim(read("SQUARE_ENVIRONMENT"));
     const baseUrl = trim(read("SQUARE_BASE_URL"));
     problems.push(...checkToken(token), ...checkEnvironment(environment), ...checkBaseUrl(baseUrl));
+    // If a value is invalid, these settings are not used: the problems are thrown below.
     square = buildSquareSettings(token.value, environment.value, baseUrl.value);
   }
   if (problems.length > 0) {
@@ -105,7 +108,8 @@ export async function readConfiguration(
 
 // Removes spaces and carriage returns around a token, an environment or a URL. They are never part
 // of one, and come, for example, from a file for `docker --env-file` that was written on Windows.
-// The path of a database file is not trimmed, because the name of a file can contain spaces.
+// The path of a database file is not trimmed. checkDatabasePath reports a space around it, because the
+// name of a file can begin or end with a space.
 function trim(setting: Setting): Setting {
   return { ...setting, value: setting.value.trim() };
 }
@@ -128,10 +132,10 @@ function checkDatabasePath(setting: Setting): Problem[] {
   if (value !== value.trim()) return [buildProblem(setting, "begins or ends with a space")];
   // Without the next two checks, the script would create a file or folder with exactly this name, for
   // example `~` or `:memory:`.
-  if (/^(~[\\/]|\$)/.test(value))
+  if (/^(~([\\/]|$)|\$)/.test(value))
     return [buildProblem(setting, "begins with ~ or $, which only a shell replaces")];
   if (/^(:memory:$|(file|sqlite3?):)/i.test(value))
-    return [buildProblem(setting, "must be the path of a file, not a URL")];
+    return [buildProblem(setting, "must be the path of a file, not a URL or a database in memory")];
   return [];
 }
 

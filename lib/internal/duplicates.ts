@@ -98,10 +98,10 @@ export function createDuplicateIndex(wanted: Iterable<ComparedValues>): Duplicat
 // numbers are local ones, which different customers can have, so they are not compared.
 const MIN_PHONE_DIGITS = 9;
 
-// In many countries, a national number begins with a 0, the trunk prefix: 020 7946 0958. It is not
-// dialled after a country code, but people write it there: +44 020 7946 0958. This finds it after
-// the codes of countries where a 0 after the country code is never part of the number (unlike
-// Italy). Only the comparison ignores it. The number is sent as it was written.
+// In many countries, a national number begins with a 0, the trunk prefix: 020 7946 0958. That 0 is not
+// dialled after a country code, but people write it there: +44 020 7946 0958. This pattern finds a 0
+// after the codes of countries where such a 0 is never part of the number. Italy (39) is not in the
+// list. The 0 is ignored only in the comparison. The number is sent as it was written.
 const TRUNK_ZERO =
   /^(\+(?:27|3[123]|353|358|41|43|44|46|49|61|62|63|64|66|81|82|84|86|90|91|92|94))[\s.-]*0/;
 

@@ -82,7 +82,7 @@ export function checkReplaceable(path: string): void {
   try {
     fs.rmSync(temporary, { force: true });
     fs.closeSync(fs.openSync(temporary, "wx", 0o600));
-    copyAccess(path, temporary); // The save prints its warning.
+    copyAccess(path, temporary); // Its warning is ignored here. replaceDatabaseFile prints it.
     fs.rmSync(temporary);
     checkMount(path, temporary);
   } catch (error) {
@@ -265,7 +265,7 @@ function copyAccess(path: string, temporary: string): string | undefined {
   const newAccess = formatAccess(copy);
   if (newAccess === oldAccess) return undefined;
   const change = `${oldAccess} becomes ${newAccess}`;
-  if (hasSameUsers(old, copy)) return `The owner or mode of "${path}" cannot be kept: ${change}`;
+  if (hasSameUsers(old, copy)) return `the owner or mode of "${path}" cannot be kept: ${change}`;
   const nextStep =
     copy.uid === old.uid
       ? `give the file a group that you are a member of: chgrp "$(id -g)" "${path}"`
@@ -280,6 +280,8 @@ function copyAccess(path: string, temporary: string): string | undefined {
  * access. The warning then names the change.
  */
 function hasSameUsers(old: fs.Stats, copy: fs.Stats): boolean {
+  // A mode has three digits, for the owner, the group and all others. In each, 4 is read and 2 is
+  // write, so 6 is both.
   const hasSameRights = (old.mode & 0o666) === (copy.mode & 0o666);
   const groupRights = (copy.mode >> 3) & 0o6;
   const otherRights = copy.mode & 0o6;

@@ -23,9 +23,8 @@ const POLL_MS = 100;
 
 const HEARTBEAT_MS = 2_000;
 
-// A heartbeat has stopped if its time is more than STALE_MS from now, in the past or future, and if it
-// also did not change for UNCHANGED_MS. Saving a large file can delay a heartbeat by up to 20 seconds,
-// so STALE_MS is longer than that. See isStale.
+// The two limits of isStale, which explains why both are needed. Saving a large file can delay a
+// heartbeat by up to 20 seconds, so STALE_MS is longer than that.
 const STALE_MS = 30_000;
 const UNCHANGED_MS = 2 * HEARTBEAT_MS;
 
@@ -77,6 +76,7 @@ async function waitForLock(path: string, owner: string, waitMs: number): Promise
   let previous: LockFile | undefined;
   let unchangedSince = startedAt;
   let isTakeover = false;
+  // In each round, the lock is free (create it), stale (remove it, and try again), or taken (wait).
   for (;;) {
     if (createLockFile(path, owner)) {
       // Two scripts can find the same lock stale. The first removes it and creates its own. Then
@@ -148,7 +148,10 @@ function isProcessGone(pid: number | undefined): boolean {
   }
 }
 
-/** Reads the process number of an owner. For process.kill, zero and negative numbers are groups. */
+/**
+ * Parses the process number of an owner. Zero and negative numbers are left out, because
+ * process.kill takes them for groups of processes.
+ */
 function readPid(owner: string): number | undefined {
   const pid = Number.parseInt(owner, 10);
   return pid > 0 ? pid : undefined;

@@ -48,9 +48,9 @@ const INVISIBLE = /[\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]/gu;
 // names and hold emoji together, a variation selector makes a heart red, and tag characters make
 // the flag of Scotland. In this order: white space, soft hyphen, Arabic letter mark, Mongolian
 // separator, zero-width space, text directions, word joiner and the like, byte order mark, fillers.
-const EDGE =
+const EDGE_CHARACTER =
   "[\\s\\u00ad\\u061c\\u180e\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2060-\\u2064\\u2066-\\u206f\\ufeff\\u2800\\u3164]";
-const EDGES = new RegExp(`^${EDGE}+|${EDGE}+$`, "gu");
+const EDGES = new RegExp(`^${EDGE_CHARACTER}+|${EDGE_CHARACTER}+$`, "gu");
 
 // The characters that people type, or programs insert, in place of a hyphen: dashes of every length
 // and the minus sign. Between digits, the Japanese long vowel sign is a hyphen too, because both are
@@ -196,7 +196,8 @@ function normalizePhone(raw: string): Normalized {
   // national number. With any other (0), inside the number or after the code of Italy or San Marino,
   // it is unclear whether the 0 has to be dialled.
   const dialled = removeTrunkZero(text);
-  if (/.\(0\)/.test(dialled))
+  const hasAmbiguousZero = /.\(0\)/.test(dialled); // The dot: not at the beginning.
+  if (hasAmbiguousZero)
     return {
       problem: `is invalid: the (0) is ambiguous, write the digits to dial, ${PHONE_EXAMPLE}`,
     };

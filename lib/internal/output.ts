@@ -35,8 +35,8 @@ function escapeCharacter(character: string): string {
 
 /**
  * Prints to stdout and waits until the text is written.
- * @throws SyncError (failed) if it cannot be written, except to a pipe that its reader has closed.
- *   `head` does that after the lines that it needs.
+ * @throws SyncError (failed) if the text cannot be written. A closed pipe is not an error: for
+ *   example, `head` closes the pipe after ten lines.
  */
 export async function printToStdout(text: string): Promise<void> {
   const error = await write(process.stdout, text);

@@ -31,7 +31,7 @@ type Ids = Set<string | undefined>;
 /**
  * Yields the pages of a search in any order, and then an empty page with the final missing count.
  * @param search reads one slice page by page, oldest customer first
- * @param options.concurrency into how many slices a large search is divided, approximately
+ * @param options.concurrency a large search is divided into about twice as many slices
  * @param options.divideUntil the end of the time to divide if the filter has no end, in milliseconds
  *   since 1970. The last slice has no end then, so later customers are returned too
  */
@@ -66,18 +66,18 @@ export async function* readInParallel(
       const totalRemaining = Math.max(total - allIds.size, 0);
       emit({ customers: page.customers, count: total, missingCount: totalRemaining });
 
-      // Divide a slice until at most half of total / concurrency remains in it. If a slice were as
-      // large as total / concurrency, the other requests would end early and wait for it.
+      // Divide a slice until at most half of total / concurrency remains in it. With larger slices, one
+      // that has more customers than estimated would be read alone at the end.
       const maxRemaining = Math.max(SMALL_SLICE, total / (2 * options.concurrency));
       if (remaining <= maxRemaining) continue;
       const slices = divideRest(range, page.customers, remaining, options.divideUntil);
       if (slices.length === 0) continue;
       const results = await Promise.all(slices.map((slice) => readSlice(slice, emit)));
-      // Compare the count of this slice with the ids of its page and of both new slices. Otherwise
-      // a customer that neither of the two returned would not be noticed.
+      // Compare the count of this slice with the ids of its own pages and of both new slices. Otherwise
+      // a customer that neither new slice has counted would not be noticed.
       for (const result of results) for (const id of result.ids) ids.add(id);
-      // A customer that is missing in a new slice is usually missing in the count of this slice too.
-      // So the counts must not be added.
+      // A customer that a new slice has counted and not returned is missing in this comparison too.
+      // Adding the missing counts would count it twice, so take the largest.
       const missingCounts = results.map(({ missingCount }) => missingCount);
       // The two new slices have read the rest, so the next pages of this search are not needed.
       return { ids, missingCount: Math.max(page.count - ids.size, ...missingCounts) };

@@ -9,7 +9,7 @@ interface ReportedRow {
   localId: string;
   /** `later`: the row was not sent, or Square did not answer for it. A later run tries again. */
   outcome: "ready" | "created" | "linked" | "refused" | "held" | "later";
-  /** Why a row is on hold. It decides what the report suggests. */
+  /** Why a row is on hold, as HoldReason of lib/prepare.ts. It decides what the report suggests. */
   holdReason: "duplicate" | "opt-out" | "edited" | "not saved" | null;
   /** It was sent before and its outcome is unknown, so a push looks it up first. */
   inDoubt: boolean;
@@ -42,8 +42,8 @@ export function countOutcomes(rows: readonly ReportedRow[]) {
 }
 
 /**
- * Builds the result of a push.
- * @param rowsWithOwnId the local_id of each row whose id did not come from Square
+ * Builds the result of a push. Also prints a warning for each row whose edit was replaced.
+ * @param rowsWithOwnId the local_id of each row whose id was written by the user, and not by Square
  */
 export function describePush(
   context: RunContext,
@@ -51,7 +51,7 @@ export function describePush(
   rowsWithOwnId: readonly string[],
 ) {
   const { created, linked, refused, held, later } = countOutcomes(rows);
-  const outcomes = formatCounts({ created, linked, refused, held }) || "none was sent";
+  const outcomes = formatCounts({ created, linked, refused, held }) || "none is done";
   const selected = formatNumber(rows.length, "row");
   const done = rows.filter(({ outcome }) => outcome === "created" || outcome === "linked");
   return {
@@ -65,7 +65,7 @@ export function describePush(
         : new SyncError(
             "temporary",
             `Cannot create ${later} of ${selected} yet: Square did not answer for them, or another program changed them`,
-            "run it again later: these rows keep their idempotency keys, and the others are done",
+            "run it again later: these rows keep their idempotency keys",
           ),
   };
 }
@@ -108,7 +108,7 @@ export function describeDryRun(
   };
 }
 
-/** Builds the part of the result that is about the rows that wait for a person. */
+/** Builds the part of the result that is about the rows that were not done. */
 function describeWaitingRows(
   context: RunContext,
   rows: readonly ReportedRow[],
@@ -118,8 +118,8 @@ function describeWaitingRows(
   for (const { localId, outcome, reason } of rows) {
     if (reason === null) continue;
     const text = `row ${localId} is ${OUTCOME_WORDS[outcome]}: ${reason}`;
-    // A row that is done has a reason only if Square's value replaced an edit. That is a warning, so
-    // it is printed with --quiet too.
+    // A row that is done has a reason only if somebody edited it after it was sent, and Square's value
+    // replaced the edit. That is a warning, so it is printed with --quiet too.
     if (outcome === "created" || outcome === "linked") context.warn(text);
     else reasons.push(text);
   }
@@ -151,7 +151,7 @@ function listNextSteps(rows: readonly ReportedRow[], rowsWithOwnId: readonly str
     steps.push("change or delete the rows on hold, or send them with --allow-duplicates");
   if (holdReasons.has("opt-out"))
     steps.push(
-      "send rows with email_unsubscribed with --allow-subscribe, which creates them as subscribed",
+      "add --allow-subscribe to create the customers with email_unsubscribed = 1 as subscribed",
     );
   if (holdReasons.has("edited"))
     steps.push("run it again in a few minutes: it links an edited row when search returns it");

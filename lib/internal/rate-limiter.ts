@@ -69,8 +69,9 @@ export function createRateLimiter(
         now = readClock();
       }
       nextStartAt = now + gapMs;
-      // One request takes gapMs, and shortens the gap by gapMs / RECOVERY_MS of itself. So the gap
-      // shrinks at the same speed, however long it is: to about a third (1/e) within RECOVERY_MS.
+      // Within RECOVERY_MS, about RECOVERY_MS / gapMs requests start. Each shortens the gap by the
+      // fraction gapMs / RECOVERY_MS. Together they shorten it to about a third (1/e), whether the gap
+      // is long or short.
       gapMs *= 1 - gapMs / RECOVERY_MS;
     },
     release(result) {

@@ -182,7 +182,10 @@ export function createTooManyMarksError(
 interface DeletionResult {
   deleted: number;
   merged: number;
-  /** The customers that Square still has and that were saved along the way. */
+  /**
+   * The customers that Square still has. This script looks up some of them, for example those that
+   * search does not return, because they have no name, email address and phone number.
+   */
   saved: Omit<Saved, "rejected">;
   /** The rows that were marked as deleted or merged. */
   marked: readonly (ReportedChange & { mergedInto?: string | null })[];
@@ -201,8 +204,7 @@ export function describeDeletions(
   isDryRun: boolean,
 ) {
   const { requests, retries } = context.traffic;
-  // This script looks up some customers that are still in Square, for example those that search does
-  // not return, because they have no name, email address and phone number. It saves them too.
+  // The contract of --json has only one of these three counts. --verbose lists all changed rows.
   const { inserted, updated, linked } = saved;
   const changes = formatCounts({ inserted, updated, linked, deleted, merged });
   const prefix = isDryRun ? "dry run: " : "";

@@ -28,8 +28,8 @@ export interface SchemaProblem {
   /** True if init-db can repair the file. */
   isRepairable: boolean;
   /**
-   * What to do if init-db cannot repair the file, or if the problem remains after it has run
-   * lib/schema.sql. That file then lacks something, and this step names it.
+   * If the problem is not repairable: what the user can do. If it is repairable: what to change in
+   * lib/schema.sql. This second kind is printed only if the problem remains after init-db has run.
    */
   nextStep: string;
 }
@@ -336,7 +336,7 @@ function describeBroken(
   return {
     problem: `the ${type} ${name} of its table ${table} cannot run in this script: ${reason}`,
     isRepairable: false,
-    nextStep: `write the ${type} without that, or remove it: sqlite3 "${path}" '${drop}'`,
+    nextStep: `change the ${type} so that it needs only what SQLite has built in, or remove it: sqlite3 "${path}" '${drop}'`,
   };
 }
 

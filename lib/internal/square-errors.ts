@@ -185,14 +185,16 @@ export function createSquareError(error: unknown, context: RunContext): SyncErro
     const isWrongUrl = environment === "offline" && errors.some(({ code }) => code === "NOT_FOUND");
     return new SyncError(
       "failed",
-      `Cannot get an answer from Square (${environment}): ${words}`,
-      isWrongUrl ? "check SQUARE_BASE_URL: only the host, without a path" : undefined,
+      `Cannot complete a request to Square (${environment}): it returned ${words}`,
+      isWrongUrl ? "check SQUARE_BASE_URL: the scripts add /v2/customers to it" : undefined,
       error,
     );
   }
 
   let reason = words;
+  // The strict `fetch` stores the reason in the body of its reply.
   if (isRecord(body) && typeof body.retry_reason === "string") reason = body.retry_reason;
+  // Without a reply, the SDK itself has failed, for example with its time limit.
   else if (status === 0 && errors.length === 0) reason = messageOf(error);
   const advice =
     environment === "offline"

@@ -68,7 +68,7 @@ export async function createStrictFetch(context: RunContext, concurrency: number
   const limiter = createRateLimiter(concurrency);
   // Why the last attempt of a call failed. The SDK passes the same headers object with each attempt
   // of a call, so the headers identify the call.
-  const failures = new WeakMap<object, string>();
+  const lastFailures = new WeakMap<object, string>();
   let isClockChecked = false;
 
   /** Waits for the rate limiter, sends a request, and classifies the reply. */
@@ -115,7 +115,7 @@ export async function createStrictFetch(context: RunContext, concurrency: number
     const url = String(input);
     const { pathname } = new URL(url);
     const headersOfCall = init.headers ?? {};
-    const lastFailure = failures.get(headersOfCall);
+    const lastFailure = lastFailures.get(headersOfCall);
     if (lastFailure !== undefined) {
       traffic.retries++;
       context.note(`${pathname}: ${lastFailure}; trying again`);
@@ -134,7 +134,7 @@ export async function createStrictFetch(context: RunContext, concurrency: number
     }
 
     const reason = reply.failure ?? describeReply(status, errors);
-    failures.set(headersOfCall, reason);
+    lastFailures.set(headersOfCall, reason);
     const waitMs = readRetryAfter(headers);
     if (waitMs > LONGEST_RETRY_AFTER_MS)
       throw new SyncError(
@@ -177,12 +177,14 @@ async function receive(
     if (error instanceof SyncError) throw error;
     const proxyStatus = findProxyStatus(error);
     if (proxyStatus !== undefined) return { status: proxyStatus, headers: new Headers(), text: "" };
-    const code = timeout.signal.aborted
-      ? `no reply within ${REPLY_TIMEOUT_MS / 1_000} s`
-      : findNetworkCode(error);
-    const lasting = createLastingError(error, code, context);
-    if (lasting !== undefined) throw lasting;
-    return { status: 0, headers: new Headers(), text: "", failure: `no reply (${code})` };
+    let failure = `no reply within ${REPLY_TIMEOUT_MS / 1_000} s`;
+    if (!timeout.signal.aborted) {
+      const code = findNetworkCode(error);
+      const lasting = createLastingError(error, code, context);
+      if (lasting !== undefined) throw lasting;
+      failure = `no reply (${code})`;
+    }
+    return { status: 0, headers: new Headers(), text: "", failure };
   } finally {
     clearTimeout(timer);
   }

@@ -26,20 +26,21 @@ export function is2018Table(columns: readonly string[]): boolean {
 
 /**
  * Moves the rows of the 2018 table to the new one. Of several rows with the same id, only the row
- * that was updated last is moved. A row with columns of both would be a customer that never
- * existed.
+ * that was updated last is moved. They are not combined, because a row with columns from several of
+ * them would describe a customer that never existed.
  *
  * The old table is dropped if nothing would be lost with it. It is kept if rows with the same id
  * were left out, or if the user has added columns, indexes or triggers.
  * @param oldTable the new name of the old table
  * @param oldColumns the columns of the old table
+ * @returns whether the old table is kept
  */
 export function move2018Rows(
   db: Database,
   table: string,
   oldTable: string,
   oldColumns: readonly string[],
-): void {
+): boolean {
   // A blank id becomes NULL. Rows with a blank id are different customers, so each of them is
   // moved.
   const id = "nullif(trim(id), '')";
@@ -64,6 +65,7 @@ export function move2018Rows(
   const isEverythingMoved =
     movedRows === oldRows && oldColumns.length === COLUMNS.length && objects === 1;
   if (isEverythingMoved) db.run(`DROP TABLE ${oldTable}`);
+  return !isEverythingMoved;
 }
 
 // Builds SQL that formats the time in a column as UTC with milliseconds. A text that does not look

@@ -14,7 +14,6 @@ import {
   listMissingConstraints,
   listTables,
   SCHEMA_VERSION,
-  SCRIPT_COLUMNS,
   type TableRules,
 } from "./schema-check.ts";
 import { findFreeName, listColumns, quoteName, readNumber, readRows } from "./sql.ts";
@@ -26,12 +25,11 @@ export interface Upgrade {
   missingTables: string[];
   /** The columns that were added, with their tables, for example `customers.deleted_at`. */
   addedColumns: string[];
-  /** The tables that were renamed. */
-  replaced: ReplacedTable[];
+  renamedTables: RenamedTable[];
   oldVersion: number;
 }
 
-interface ReplacedTable {
+interface RenamedTable {
   table: TableRules;
   oldName: string;
   oldColumns: string[];
@@ -39,6 +37,9 @@ interface ReplacedTable {
   /** The statements that create the indexes and triggers of the old table. */
   statements: string[];
 }
+
+// The columns by which a customers table of any version is recognized under another name.
+const VERSION_1_COLUMNS = ["local_id", "id", "synced_at", "idempotency_key", "push_error"];
 
 // Version 1 stored the environment in the application_id of the file, as this number plus the index
 // in ENVIRONMENTS. In ASCII, the number is "SQC" and 1.
@@ -54,7 +55,7 @@ export function beginUpgrade(db: Database, schema: string, expected: ExpectedSch
   const upgrade: Upgrade = {
     missingTables: [],
     addedColumns: [],
-    replaced: [],
+    renamedTables: [],
     oldVersion: readNumber(db, "PRAGMA user_version"),
   };
   rejectRenamedTable(db, expected);
@@ -65,7 +66,7 @@ export function beginUpgrade(db: Database, schema: string, expected: ExpectedSch
       upgrade.missingTables.push(table.name);
     } else if (is2018 || listMissingConstraints(db, table).includes(table.integerKey)) {
       // SQLite cannot add an INTEGER PRIMARY KEY to an existing table.
-      upgrade.replaced.push(renameTable(db, table, columns, is2018));
+      upgrade.renamedTables.push(renameTable(db, table, columns, is2018));
     } else {
       upgrade.addedColumns.push(...addMissingColumns(db, schema, table.name, columns));
     }
@@ -92,14 +93,14 @@ export function runSchema(db: Database, schema: string): void {
  * @throws SyncError (usage) if the rows do not allow it, for example two rows with the same id
  */
 export function finishUpgrade(db: Database, expected: ExpectedSchema, upgrade: Upgrade): string[] {
-  const { missingTables, addedColumns, replaced, oldVersion } = upgrade;
+  const { missingTables, addedColumns, renamedTables, oldVersion } = upgrade;
   const { path } = expected;
   const changes: string[] = [];
   if (addedColumns.length > 0) {
     const noun = addedColumns.length > 1 ? "columns" : "column";
     changes.push(`added the ${noun} ${joinWords(addedColumns)}`);
   }
-  for (const old of replaced) changes.push(moveRows(db, old, path));
+  for (const old of renamedTables) changes.push(moveRows(db, old, path));
   for (const table of listTables(expected))
     for (const column of listMissingConstraints(db, table))
       if (column !== table.integerKey) changes.push(restoreUniqueIndex(db, table, column, path));
@@ -111,8 +112,8 @@ export function finishUpgrade(db: Database, expected: ExpectedSchema, upgrade: U
 }
 
 /**
- * Reads the columns of a table from the text of schema.sql. That file must begin a table with
- * `EXISTS <table> (`, have one column on each line after two spaces, and end with `);` on a line.
+ * Reads the columns of a table from the text of schema.sql. In that file, a table begins with
+ * `EXISTS <table> (`. Each column is one line that begins with two spaces. A line `);` ends the table.
  * @returns the definition of each column: its type and its constraints
  */
 export function readSchemaColumns(schema: string, table: string): Map<string, string> {
@@ -134,7 +135,7 @@ function rejectRenamedTable(db: Database, { table, path }: ExpectedSchema): void
   const tables = readRows(db, "SELECT name FROM sqlite_master WHERE type = 'table'");
   for (const name of tables.map((row) => String(row.name))) {
     const columns = listColumns(db, name);
-    if (!SCRIPT_COLUMNS.every((column) => columns.includes(column))) continue;
+    if (!VERSION_1_COLUMNS.every((column) => columns.includes(column))) continue;
     throw createSchemaError(
       path,
       `it has no table named ${table}, but its table ${name} has the same columns`,
@@ -170,7 +171,7 @@ function renameTable(
   table: TableRules,
   oldColumns: string[],
   is2018: boolean,
-): ReplacedTable {
+): RenamedTable {
   const { name } = table;
   const sql = `SELECT sql FROM sqlite_master
     WHERE lower(tbl_name) = lower(?) AND type IN ('index', 'trigger') AND sql IS NOT NULL`;
@@ -185,11 +186,10 @@ function renameTable(
   return { table, oldName, oldColumns, is2018, statements };
 }
 
-function moveRows(db: Database, old: ReplacedTable, path: string): string {
+function moveRows(db: Database, old: RenamedTable, path: string): string {
   const { table, oldName, oldColumns } = old;
   if (old.is2018) {
-    move2018Rows(db, table.name, oldName, oldColumns);
-    const isKept = listColumns(db, oldName).length > 0;
+    const isKept = move2018Rows(db, table.name, oldName, oldColumns);
     return `moved the rows of the 2018 table${isKept ? `, which is kept as ${oldName}` : ""}`;
   }
 
@@ -200,8 +200,8 @@ function moveRows(db: Database, old: ReplacedTable, path: string): string {
   const values = oldColumns.map((column) =>
     table.uniqueColumns.includes(column) ? buildBlankAsNull(column) : quoteName(column),
   );
-  // Insert the rows without a number last. SQLite gives them the next free numbers. Without the
-  // column, every row gets a new number, so the order does not matter.
+  // Insert the rows whose key is NULL last, so that SQLite gives them keys that no other row has. If
+  // the old table has no such column, SQLite numbers all rows, and the order does not matter.
   const { integerKey } = table;
   const order = oldColumns.includes(integerKey)
     ? `ORDER BY ${integerKey} IS NULL, ${integerKey}`
@@ -272,9 +272,9 @@ function requireDifferentValues(
   if (duplicate === undefined) return;
   const value = String(duplicate.value);
   const rowNumbers = column === integerKey ? "" : ` (${integerKey} ${duplicate.numbers})`;
-  // local_id and idempotency_key can be set to NULL, because the row then gets a new one. The id
-  // cannot: a row without id would be sent to Square as a new customer.
-  const canBeNull = column === "idempotency_key" || column === "local_id";
+  // A row whose number or idempotency key is NULL gets a new one. The id of a customer must not be set
+  // to NULL: the row would be sent to Square as a new customer.
+  const canBeNull = column === "idempotency_key" || column === integerKey;
   const advice = canBeNull
     ? `set ${column} to NULL in all of them except one`
     : "delete all of them except one";
@@ -308,7 +308,7 @@ function recordAccount(db: Database, path: string): string[] {
     throw createSchemaError(
       path,
       `it holds customers of ${joinWords([environment, ...others])}`,
-      "another file with --db, which then holds the customers of one of them",
+      "a new file with --db for each of them, and then the pulls",
     );
   db.run("INSERT INTO square_account (only_row, environment) VALUES (1, ?)", [environment]);
   // Another program can have stored its own application_id, which stays.
