@@ -191,8 +191,9 @@ async function execute<O extends OptionSet>(
     },
     commandFor(script, args = "") {
       // The suggested command has to work on the same file as this run.
-      if (db === undefined || args.includes("--db")) return buildCommand(script, args);
-      return buildCommand(script, `--db ${quoteArgument(db)} ${args}`.trim());
+      const path = db ?? process.env.DATABASE_PATH;
+      if (!path || args.includes("--db")) return buildCommand(script, args);
+      return buildCommand(script, `--db ${quoteArgument(path)} ${args}`.trim());
     },
   };
 
@@ -311,6 +312,8 @@ async function parseCommandLine<O extends OptionSet>(
 ): Promise<ParsedCommandLine<O>> {
   const { name, purpose, options, examples, exitCodes } = manual;
   const words = process.argv.slice(2);
+  // `deno task` and tsx pass on the -- that npm removes. What follows it would not count as options.
+  if (words[0] === "--") words.shift();
   if (words.includes("--version")) return { helpText: `${VERSION}\n` };
 
   const allOptions: OptionSet = { ...options, ...COMMON_OPTIONS };
@@ -346,7 +349,7 @@ async function parseCommandLine<O extends OptionSet>(
     });
   if (words.includes("--help")) return { helpText: `${await parser.getHelp()}\n` };
 
-  rejectOptionTakenByNpm(name, Object.keys(allOptions));
+  rejectOptionTakenByNpm(name, allOptions);
   const parsed: Record<string, unknown> & { _: (string | number)[] } = await parser.parseAsync();
   for (const [option, { check }] of Object.entries(allOptions))
     if (parsed[option] !== undefined) check?.(parsed[option], name);
@@ -387,18 +390,20 @@ function findUnknownOptions(words: string[], parsed: string[], known: string[]):
  * not to the script. Without this check, the script would push. npm stores such an option in a
  * variable of the environment, for example npm_config_dry_run.
  */
-function rejectOptionTakenByNpm(name: string, known: string[]): void {
+function rejectOptionTakenByNpm(name: string, options: OptionSet): void {
+  const known = Object.keys(options);
   // Every script rejects --dry-run, not only the scripts that have it. `npm run sync` runs four
   // scripts, and the last one is push-new: if npm took --dry-run, it would push.
   const taken = [...known, "dry-run"].find(
     (option) => process.env[`npm_config_${option.replaceAll("-", "_")}`] !== undefined,
   );
   if (taken === undefined) return;
+  const value = options[taken]?.requiresArg ? " …" : "";
   throw new SyncError(
     "usage",
     `Cannot use --${taken}: npm took it as its own option`,
     known.includes(taken)
-      ? `npm run ${name} -- --${taken} (options go after --)`
+      ? `npm run ${name} -- --${taken}${value} (options go after --)`
       : `leave it out: ${name} has no --${taken}; for a script that has it: npm run <script> -- --${taken}`,
   );
 }

@@ -139,7 +139,7 @@ function rejectRenamedTable(db: Database, { table, path }: ExpectedSchema): void
     throw createSchemaError(
       path,
       `it has no table named ${table}, but its table ${name} has the same columns`,
-      `sqlite3 "${path}" 'ALTER TABLE ${quoteName(name)} RENAME TO ${table}', or another file with --db`,
+      `sqlite3 "${path}" 'ALTER TABLE ${quoteName(name)} RENAME TO ${table}'; or set TABLE in lib/mapping.ts to ${name}`,
     );
   }
 }
