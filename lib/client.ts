@@ -5,7 +5,7 @@
  * the file.
  */
 import type { SquareClient } from "square";
-import { readNewestIds } from "./customers.ts";
+import { readSomeIds } from "./customers.ts";
 import type { DatabaseFile } from "./database.ts";
 import { checkAccount } from "./internal/account.ts";
 import type { RunContext } from "./internal/context.ts";
@@ -37,9 +37,9 @@ export async function createSquareClient(
     maxRetries: MAX_RETRIES,
     fetch: await createStrictFetch(context, options.concurrency ?? 1),
   });
-  // If the merchant id of the token or of the file is unknown, checkAccount looks up the newest customers
+  // If the merchant id of the token or of the file is unknown, checkAccount looks up some customers
   // of the file. If Square has none of them, it is the token of another seller.
-  const readIds = () => database.query(readNewestIds);
+  const readIds = () => database.query(readSomeIds);
   const stored = database.account;
   const account = await checkAccount(square, context, stored, options.scopes, readIds);
   database.account = account; // The next update saves it.

@@ -13,12 +13,17 @@ import { normalizeCell } from "./internal/normalize.ts";
 import { isInTransaction, listColumns, readRows } from "./internal/sql.ts";
 import { formatTime } from "./internal/time.ts";
 import {
+  buildCustomer,
+  buildRow,
   COLUMNS,
   CREATED_AT,
   type CustomerRow,
   EMAIL_UNSUBSCRIBED,
+  FIELDS,
   hasIdentifyingField,
+  IS_SYNCED,
   isSameValue,
+  isTime,
   type LocalRow,
   NOT_DELETED,
   REFERENCE_ID,
@@ -34,6 +39,8 @@ export interface RowChange {
   outcome: "inserted" | "updated" | "linked" | "deleted" | "merged";
   /** The columns of an updated or linked row that changed. Empty for every other outcome. */
   columns: string[];
+  /** The columns of a linked row in which Square's value has replaced another one. */
+  replaced?: string[];
   /** The id of the customer that replaced a merged one. */
   mergedInto?: string | null;
 }
@@ -159,8 +166,9 @@ function saveCustomer(
     const columns = listDifferences(stored, customer).filter(
       (column) => column !== "id" && column !== "version",
     );
+    const replaced = listReplacedColumns(stored, customer);
     statements.update(values, note, localId);
-    return { localId, id, outcome: "linked", columns };
+    return { localId, id, outcome: "linked", columns, replaced };
   }
   if (isNewer(stored, customer)) return undefined;
   const columns = listDifferences(stored, customer);
@@ -247,6 +255,44 @@ function listDifferences(stored: LocalRow, customer: CustomerRow): string[] {
 }
 
 /**
+ * Lists the columns in which a row has a value that can be sent, or is invalid, and Square has another
+ * value. A save replaces these values with those of Square.
+ * @param theirs the values that Square has
+ */
+export function listReplacedColumns(stored: LocalRow, theirs: CustomerRow): string[] {
+  const sentValues = normalizeRow(stored);
+  const values = normalizeRow(theirs);
+  const replaced: string[] = [];
+  for (const { column, sent: isSent } of FIELDS) {
+    if (!isSent) continue;
+    // normalizeRow leaves out a value that cannot be sent. Compare it as it is.
+    const value = sentValues[column] ?? String(stored[column] ?? "").trim();
+    if (value !== "" && value !== values[column]) replaced.push(column);
+  }
+  return replaced;
+}
+
+/**
+ * Brings the values of a row into the form in which they are sent. For example, a birthday without
+ * a year can be stored as 0000-04-25 or 04-25.
+ */
+function normalizeRow(row: LocalRow): CustomerRow {
+  return buildRow(buildCustomer(row).customer);
+}
+
+/**
+ * Parses the opt-out of a row.
+ * @returns true if the customer wants no marketing email; undefined if the value is invalid
+ */
+export function parseOptOut(stored: LocalRow): boolean | undefined {
+  const value = stored[EMAIL_UNSUBSCRIBED] ?? "";
+  if (value instanceof Uint8Array) return undefined;
+  const text = String(value).trim();
+  if (text === "1") return true;
+  return text === "" || text === "0" ? false : undefined;
+}
+
+/**
  * True if the row holds a newer version than the customer that Square returned: search can return
  * an older version than the one that a push has just saved.
  */
@@ -255,7 +301,7 @@ function isNewer(stored: LocalRow, customer: CustomerRow): boolean {
   // was restored, or the mark was a mistake.
   if (isMarkedDeleted(stored)) return false;
   // A version that is not a number, for example an empty text, counts as unknown.
-  const storedVersion = typeof stored.version === "number" ? stored.version : -1;
+  const storedVersion = /^[0-9]+$/.test(String(stored.version)) ? Number(stored.version) : -1;
   return storedVersion > (customer.version ?? -1);
 }
 
@@ -272,12 +318,8 @@ function isMarkedDeleted(stored: LocalRow): boolean {
 function mustKeepOptOut(stored: LocalRow, customer: CustomerRow): boolean {
   const isUnpushed = stored.id === null;
   const isMarked = stored.push_error === OPT_OUT_NOTE;
-  const hasOptOut = stored[EMAIL_UNSUBSCRIBED] === 1 && customer[EMAIL_UNSUBSCRIBED] !== 1;
+  const hasOptOut = parseOptOut(stored) === true && customer[EMAIL_UNSUBSCRIBED] !== 1;
   return hasOptOut && (isUnpushed || isMarked);
-}
-
-function isTime(value: SqlValue | undefined): boolean {
-  return typeof value === "string" && !Number.isNaN(Date.parse(value));
 }
 
 /**
@@ -345,7 +387,7 @@ function cleanReference(value: SqlValue | undefined): string {
 
 // The rows whose customer came from Square and is not marked as deleted. A row with its own id has
 // no synced_at.
-const IS_LIVE = `id IS NOT NULL AND ${NOT_DELETED} AND julianday(synced_at) IS NOT NULL`;
+const IS_LIVE = `id IS NOT NULL AND ${NOT_DELETED} AND ${IS_SYNCED}`;
 
 /** A row whose customer came from Square and is not marked as deleted. */
 export interface LiveCustomer {
@@ -375,14 +417,16 @@ export function readLiveCustomers(db: Database): LiveCustomer[] {
   return customers;
 }
 
-/** Reads the ids of the customers of Square that were added to the file last, at most 100. */
-export function readNewestIds(db: Database): string[] {
+/**
+ * Reads the ids of some customers of Square: the 50 that were added to the file first, and the 50 that
+ * were added last.
+ */
+export function readSomeIds(db: Database): string[] {
   // If your own script keeps its customers in another table, the file may not have this one.
   if (listColumns(db, TABLE).length === 0) return [];
-  const rows = readRows(
-    db,
-    `SELECT id FROM ${TABLE} WHERE ${IS_LIVE} ORDER BY local_id DESC LIMIT 100`,
-  );
+  const select = (order: string) =>
+    `SELECT * FROM (SELECT id FROM ${TABLE} WHERE ${IS_LIVE} ORDER BY local_id ${order} LIMIT 50)`;
+  const rows = readRows(db, `${select("ASC")} UNION ${select("DESC")}`);
   return rows.map(({ id }) => String(id));
 }
 
@@ -460,7 +504,7 @@ export function listRowsWithOwnId(db: Database): string[] {
   const rows = readRows(
     db,
     `SELECT CAST(local_id AS TEXT) AS local_id_text FROM ${TABLE}
-     WHERE id IS NOT NULL AND julianday(synced_at) IS NULL AND ${NOT_DELETED}
+     WHERE id IS NOT NULL AND NOT (${IS_SYNCED}) AND ${NOT_DELETED}
        AND NOT (idempotency_key IS NOT NULL AND push_error IS NOT NULL) ORDER BY local_id`,
   );
   return rows.map((row) => String(row.local_id_text));

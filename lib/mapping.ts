@@ -8,17 +8,27 @@ import type { SqlValue } from "sql.js";
 import type { Square } from "square"; // Types only: the package itself is loaded by client.ts.
 import type { ComparedValues } from "./internal/duplicates.ts";
 import { isRecord } from "./internal/json.ts";
-import { isBlank, normalizeCell, type TextKind } from "./internal/normalize.ts";
+import { normalizeCell, type TextKind } from "./internal/normalize.ts";
 import { INVALID_UTF8 } from "./internal/utf8.ts";
 
 /** The table of the customers. To rename it, change this line and schema.sql. */
 export const TABLE = "customers";
 
-/**
- * The SQL condition for rows that are not marked as deleted. A cell that is not a time, for example
- * an empty text from a CSV, counts as NULL.
- */
-export const NOT_DELETED = "julianday(deleted_at) IS NULL";
+// A cell holds a time if it is a text that begins with a date. Any other value counts as NULL, for
+// example an empty text from a CSV, or a 0 that means "not deleted". The SQL and the pattern say the same.
+const TIME_IN_SQL = "GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'";
+const TIME = /^[0-9]{4}-[0-9]{2}-[0-9]{2}/;
+
+/** The SQL condition for rows that are not marked as deleted. */
+export const NOT_DELETED = `coalesce(deleted_at, '') NOT ${TIME_IN_SQL}`;
+
+/** The SQL condition for rows that were saved from a reply of Square. */
+export const IS_SYNCED = `coalesce(synced_at, '') ${TIME_IN_SQL}`;
+
+/** True if a cell holds a time, as {@linkcode NOT_DELETED} and {@linkcode IS_SYNCED} find it. */
+export function isTime(value: SqlValue | undefined): boolean {
+  return typeof value === "string" && TIME.test(value);
+}
 
 /**
  * The name of a customer's field in the `square` package, for example `givenName`. A field inside
@@ -101,6 +111,14 @@ export const FIELDS: readonly Field[] = [
   { column: "segment_ids", square: "segmentIds", storedAs: "ids" },
   { column: "email_unsubscribed", square: "preferences.emailUnsubscribed", storedAs: "boolean" },
 ];
+
+/**
+ * The name of each field in Square's API, for example `email_address`, by the column that holds it.
+ * init-db uses it to recognize a column that was renamed only in FIELDS.
+ */
+export const API_NAMES: ReadonlyMap<string, string> = new Map(
+  FIELDS.map(({ column, square }) => [column, formatSnakeCase(square).replace(/^address\./, "")]),
+);
 
 /** The columns of FIELDS, in the order of the table. */
 export const COLUMNS: readonly string[] = FIELDS.map(({ column }) => column);
@@ -284,7 +302,7 @@ const IDENTIFYING_FIELDS: readonly SquareField[] = [
 
 /** True if Square's search returns and counts the customer of this row. */
 export function hasIdentifyingField(row: LocalRow): boolean {
-  return IDENTIFYING_FIELDS.some((field) => !isBlank(String(row[columnOf(field)] ?? "")));
+  return IDENTIFYING_FIELDS.some((field) => (row[columnOf(field)] ?? "") !== "");
 }
 
 /**

@@ -3,7 +3,14 @@
  */
 import type { Database } from "sql.js";
 import type { Square } from "square";
-import { OPT_OUT_NOTE, requireWrittenRow, saveCustomers, throwIfRolledBack } from "./customers.ts";
+import {
+  listReplacedColumns,
+  OPT_OUT_NOTE,
+  parseOptOut,
+  requireWrittenRow,
+  saveCustomers,
+  throwIfRolledBack,
+} from "./customers.ts";
 import { messageOf } from "./internal/errors.ts";
 import { SCRIPT_COLUMNS } from "./internal/schema-check.ts";
 import { quoteName, readRows } from "./internal/sql.ts";
@@ -13,17 +20,15 @@ import {
   type SquareErrorEntry,
 } from "./internal/square-errors.ts";
 import {
-  buildCustomer,
   buildRow,
   COLUMNS,
   type CustomerRow,
-  FIELDS,
   findColumnOfError,
   keepLatestVersion,
   type LocalRow,
   TABLE,
 } from "./mapping.ts";
-import { hold, type PushRow, parseOptOut, readUnpushedRow, refuse, saveReason } from "./prepare.ts";
+import { hold, type PushRow, readUnpushedRow, refuse, saveReason } from "./prepare.ts";
 
 /** A pushed row, and its customer in Square. */
 export interface Success {
@@ -166,7 +171,8 @@ function linkRow(
   version: number | null,
 ): void {
   const [other] = readRows(db, `SELECT 1 FROM ${TABLE} WHERE id = ?`, [id]);
-  if (other !== undefined) throw new Error("another row of the file has that id");
+  if (other !== undefined)
+    throw new Error("another row of the file has that id, so delete one of the two rows");
   const note = parseOptOut(stored) === true ? OPT_OUT_NOTE : null;
   db.run(
     `UPDATE ${TABLE} SET id = ?, version = ?, push_error = ?
@@ -192,31 +198,9 @@ function describeLostEdits(
   // created by an earlier request, whose data is not known anymore. So it is compared with the
   // customer that Square returned.
   const wasSentOnce = outcome === "created" && !row.inDoubt;
-  const edited = listEditedColumns(stored, buildRow(wasSentOnce ? row.customer : customer));
+  const edited = listReplacedColumns(stored, buildRow(wasSentOnce ? row.customer : customer));
   if (edited.length === 0) return null;
   return `edited after it was sent: Square's value replaced ${edited.join(", ")}`;
-}
-
-/** @param known the values that Square has */
-function listEditedColumns(stored: LocalRow, known: CustomerRow): string[] {
-  const ours = normalizeRow(stored);
-  const theirs = normalizeRow(known);
-  const edited: string[] = [];
-  for (const { column, sent: isSent } of FIELDS) {
-    if (!isSent) continue;
-    // normalizeRow leaves out a value that cannot be sent. Compare it as it is.
-    const value = ours[column] ?? String(stored[column] ?? "").trim();
-    if (value !== "" && value !== theirs[column]) edited.push(column);
-  }
-  return edited;
-}
-
-/**
- * Brings the values of a row into the form in which they are sent. For example, a birthday without
- * a year can be stored as 0000-04-25 or 04-25.
- */
-function normalizeRow(row: LocalRow): CustomerRow {
-  return buildRow(buildCustomer(row).customer);
 }
 
 // ---- Rows that Square did not create ----

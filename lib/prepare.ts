@@ -8,7 +8,7 @@
  * before it is sent again.
  */
 import type { Database, SqlValue } from "sql.js";
-import { readUnpushedReferences } from "./customers.ts";
+import { parseOptOut, readUnpushedReferences } from "./customers.ts";
 import {
   type ComparedValues,
   createDuplicateIndex,
@@ -211,18 +211,6 @@ function checkRow(
   duplicates?.add(candidate);
 }
 
-/**
- * Parses the opt-out of a row.
- * @returns true if the customer wants no marketing email; undefined if the value is invalid
- */
-export function parseOptOut(stored: LocalRow): boolean | undefined {
-  const value = stored[EMAIL_UNSUBSCRIBED] ?? "";
-  if (value instanceof Uint8Array) return undefined;
-  const text = String(value).trim();
-  if (text === "1") return true;
-  return text === "" || text === "0" ? false : undefined;
-}
-
 /** Indexes the rows that a selected row can be a duplicate of. */
 function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
   // To save memory, the index keeps only the values that a selected row has.
@@ -230,10 +218,13 @@ function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
   const columns = [columnOf("emailAddress"), columnOf("phoneNumber"), columnOf("referenceId")];
   // Read the customers of Square, and the rows that may have been sent. A selected row can be among
   // them: a row is never compared with itself. checkRow adds the rows that will be sent. Deleted
-  // customers are left out, because the same person may come back.
+  // customers are left out, because the same person may come back. A merged customer is still in Square,
+  // as a part of another one.
   const statement = db.prepare(
-    `SELECT CAST(local_id AS TEXT) AS local_id, id, ${columns.join(", ")} FROM ${TABLE}
-     WHERE ${NOT_DELETED} AND (id IS NOT NULL OR idempotency_key IS NOT NULL)`,
+    `SELECT CAST(local_id AS TEXT) AS local_id, coalesce(merged_into, id) AS id,
+       ${columns.join(", ")} FROM ${TABLE}
+     WHERE (${NOT_DELETED} OR merged_into IS NOT NULL)
+       AND (id IS NOT NULL OR idempotency_key IS NOT NULL)`,
   );
   // There can be very many rows, so read them one at a time.
   while (statement.step()) {

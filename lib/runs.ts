@@ -109,17 +109,29 @@ export function requireCompletePull(db: Database, context: RunContext, pull: str
 }
 
 /**
- * Requires that the file still has rows that a pull has saved. After `DELETE FROM customers`,
- * sync_runs still lists a complete pull, but a push would create every customer a second time.
+ * Requires that the file still has at least half of the customers that the runs have saved. After
+ * `DELETE FROM customers`, sync_runs still lists a complete pull, but a push would create every
+ * customer a second time.
  * @throws SyncError (usage)
  */
 export function requireRowsOfPull(db: Database, context: RunContext, pull: string): void {
-  const inserted = readNumber(db, "SELECT sum(inserted) FROM sync_runs WHERE script = ?", [pull]);
+  // After a run that has read all customers, the file had as many as that run fetched. Later runs have
+  // added theirs. If no run has read all in one go, count all runs.
+  const [last] = readRows(
+    db,
+    `SELECT id, fetched FROM sync_runs
+     WHERE script = ? AND since IS NULL AND watermark = started_at ORDER BY id DESC LIMIT 1`,
+    [pull],
+  );
+  const addedLater = readNumber(db, "SELECT sum(inserted + created) FROM sync_runs WHERE id > ?", [
+    last?.id ?? 0,
+  ]);
+  const saved = Number(last?.fetched ?? 0) + addedLater;
   const existing = readNumber(db, `SELECT count(*) FROM ${TABLE} WHERE id IS NOT NULL`);
-  if (inserted > 0 && existing === 0)
+  if (existing < saved / 2)
     throw new SyncError(
       "usage",
-      `Cannot run ${context.script}: the customers that ${pull} saved are no longer in "${context.databasePath}"`,
+      `Cannot run ${context.script}: "${context.databasePath}" has only ${existing} of the ${saved} customers that were saved in it`,
       context.commandFor(pull, "--since all") ?? `run ${pull} --since all first`,
     );
 }

@@ -28,7 +28,7 @@ import { runScript } from "../lib/internal/cli.ts";
 import { joinWords } from "../lib/internal/report.ts";
 import { createSchemaError, findSchemaProblem } from "../lib/internal/schema-check.ts";
 import { beginUpgrade, finishUpgrade, runSchema } from "../lib/internal/upgrade.ts";
-import { COLUMNS, TABLE } from "../lib/mapping.ts";
+import { API_NAMES, COLUMNS, TABLE } from "../lib/mapping.ts";
 
 const SCHEMA = readFileSync(new URL("../lib/schema.sql", import.meta.url), "utf8");
 
@@ -64,7 +64,7 @@ await runScript(manual, async (context) => {
   const result = await database.update((db) => {
     // Add the columns that an older table lacks. SQLite cannot add a primary key to a table, so a
     // table without one is renamed, and schema.sql creates it again.
-    const upgrade = beginUpgrade(db, SCHEMA, expected);
+    const upgrade = beginUpgrade(db, SCHEMA, expected, API_NAMES);
     // Create the tables that do not exist.
     runSchema(db, SCHEMA);
     // Move the rows of a renamed table to the new one, and add the missing UNIQUE indexes. changes

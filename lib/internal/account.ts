@@ -126,7 +126,7 @@ export function requireSameAccount(
  * checked is not checked again, so that a run that finds nothing new needs only one request.
  * @param stored the account of the file
  * @param scopes the permissions that the script needs, for example `CUSTOMERS_READ`
- * @param readNewestIds reads ids of customers of the file, at most 100
+ * @param readSomeIds reads ids of customers of the file, at most 100
  * @returns the account to save with the next update of the file
  * @throws SyncError (usage) for another merchant, (denied) for a rejected token or a missing scope
  * @see https://developer.squareup.com/reference/square/o-auth-api/retrieve-token-status
@@ -136,7 +136,7 @@ export async function checkAccount(
   context: RunContext,
   stored: StoredAccount | undefined,
   scopes: readonly string[],
-  readNewestIds: () => string[],
+  readSomeIds: () => string[],
 ): Promise<StoredAccount> {
   const { environment, token } = context.square;
   // The account of the file, if it is the result of an earlier check of this token.
@@ -162,7 +162,7 @@ export async function checkAccount(
     // Keep the result of an earlier check of this token. If the token has expired since, Square rejects
     // the next request, and nothing is mixed up.
     if (checked !== undefined) return checked;
-    await requireKnownCustomer(square, context, readNewestIds());
+    await requireKnownCustomer(square, context, readSomeIds());
     if (fileMerchantId !== null)
       context.warn(
         `it could not be checked whether this token belongs to the merchant ${fileMerchantId} of this file`,
@@ -180,7 +180,7 @@ export async function checkAccount(
   // The file has no merchant to compare: it is of version 1, or was filled while the token could not be
   // checked.
   if (checked === undefined && fileMerchantId === null)
-    await requireKnownCustomer(square, context, readNewestIds());
+    await requireKnownCustomer(square, context, readSomeIds());
   if (stored !== undefined && stored.merchantId === null && account.merchantId !== null)
     context.warn(
       `"${context.databasePath}" had no Square merchant recorded: from now on it belongs to the merchant ${account.merchantId}`,
@@ -208,8 +208,8 @@ async function requireKnownCustomer(
   if (!ids.every(isUnknown)) return;
   throw new SyncError(
     "usage",
-    `Cannot use "${databasePath}": for this token, Square has none of the ${ids.length} newest customers of the file, so it seems to be the token of another seller`,
-    "the token of the seller of this file, or another file with --db or DATABASE_PATH; if all of these customers were deleted in Square, set deleted_at in their rows",
+    `Cannot use "${databasePath}": for this token, Square has none of ${ids.length} customers of the file, so it seems to be the token of another seller`,
+    "the token of the seller of this file, or another file with --db or DATABASE_PATH; if the oldest and newest 50 customers of the file were all deleted in Square, set deleted_at in their rows",
   );
 }
 

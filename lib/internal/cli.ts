@@ -394,9 +394,12 @@ function rejectOptionTakenByNpm(name: string, options: OptionSet): void {
   const known = Object.keys(options);
   // Every script rejects --dry-run, not only the scripts that have it. `npm run sync` runs four
   // scripts, and the last one is push-new: if npm took --dry-run, it would push.
-  const taken = [...known, "dry-run"].find(
-    (option) => process.env[`npm_config_${option.replaceAll("-", "_")}`] !== undefined,
-  );
+  // Compare without the dashes, because --dryrun is a common mistake.
+  const normalize = (option: string) => option.replace(/[-_]/g, "").toLowerCase();
+  const takenByNpm = Object.keys(process.env)
+    .filter((variable) => variable.startsWith("npm_config_"))
+    .map((variable) => normalize(variable.slice("npm_config_".length)));
+  const taken = [...known, "dry-run"].find((option) => takenByNpm.includes(normalize(option)));
   if (taken === undefined) return;
   const value = options[taken]?.requiresArg ? " …" : "";
   throw new SyncError(

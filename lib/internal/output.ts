@@ -12,6 +12,10 @@ const CONTROL_CHARACTER = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu;
 // A shorter token is not replaced, because it could be a part of ordinary words.
 const MIN_TOKEN_LENGTH = 8;
 
+// The form of Square's access tokens. A token can be printed before the settings are read, for example
+// if it stands among the options by mistake.
+const SQUARE_TOKEN = /EAAA[\w-]{16,}/g;
+
 /**
  * Makes a text safe to print: replaces the token and escapes control characters. A line break
  * stays, but the next line is indented. So a name with a line break cannot look like a line that a
@@ -21,6 +25,7 @@ export function makePrintable(text: string, token: string): string {
   const withoutToken =
     token.length < MIN_TOKEN_LENGTH ? text : text.replaceAll(token, "(the token)");
   return withoutToken
+    .replace(SQUARE_TOKEN, "(the token)")
     .split(LINE_BREAK)
     .map((line) => line.replace(CONTROL_CHARACTER, escapeCharacter))
     .join(`${LINE_BREAK}  `);

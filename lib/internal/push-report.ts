@@ -134,7 +134,7 @@ function describeWaitingRows(
   if (refused + held > 0) waiting.push(formatCounts({ refused, held }));
   if (rowsWithOwnId.length > 0)
     waiting.push(`${rowsWithOwnId.length} not sent because of their id`);
-  const nextSteps = listNextSteps(rows, rowsWithOwnId);
+  const nextSteps = listNextSteps(context, rows, rowsWithOwnId);
   return {
     reasons,
     waiting: waiting.join(", "),
@@ -142,7 +142,12 @@ function describeWaitingRows(
   };
 }
 
-function listNextSteps(rows: readonly ReportedRow[], rowsWithOwnId: readonly string[]): string[] {
+function listNextSteps(
+  context: RunContext,
+  rows: readonly ReportedRow[],
+  rowsWithOwnId: readonly string[],
+): string[] {
+  const pullAll = context.commandFor("pull-created", "--since all") ?? "a pull of all customers";
   const holdReasons = new Set(rows.map(({ holdReason }) => holdReason));
   const steps: string[] = [];
   if (rows.some(({ outcome }) => outcome === "refused"))
@@ -154,13 +159,17 @@ function listNextSteps(rows: readonly ReportedRow[], rowsWithOwnId: readonly str
       "add --allow-subscribe to create the customers with email_unsubscribed = 1 as subscribed",
     );
   if (holdReasons.has("edited"))
-    steps.push("run it again in a few minutes: it links an edited row when search returns it");
+    steps.push(
+      "run it again in a few minutes: it links an edited row when search returns it (if the customer was deleted in Square, set idempotency_key to NULL)",
+    );
   if (holdReasons.has("not saved"))
     steps.push(
-      "change the constraint or trigger that rejects the customer, then run the pulls and this script again",
+      "remove the reason why the file does not accept the customer, then run the pulls and this script again",
     );
   if (rowsWithOwnId.length > 0)
-    steps.push("move your own number from id to reference_id, and set id to NULL");
+    steps.push(
+      `${pullAll}, which recognizes ids of Square; then move your own numbers from id to reference_id, and set id to NULL`,
+    );
   return steps;
 }
 

@@ -52,6 +52,8 @@ interface ReportedChange {
   id: string;
   outcome: string;
   columns: readonly string[];
+  /** The columns of a linked row in which Square's value has replaced another one. */
+  replaced?: readonly string[];
 }
 
 /**
@@ -98,6 +100,11 @@ export function describePull(
 ) {
   const { inserted, updated, unchanged, linked } = saved;
   const counts = { inserted, updated, unchanged, linked };
+  for (const { localId, id, replaced = [] } of saved.changes)
+    if (replaced.length > 0)
+      context.warn(
+        `row ${localId} was linked to customer ${id}: Square's value replaced ${replaced.join(", ")}`,
+      );
   const span = formatWindow(window);
   return {
     summary:
@@ -150,7 +157,7 @@ function createRejectedError(rejected: Saved["rejected"]): SyncError | undefined
   return new SyncError(
     "failed",
     `Cannot save ${formatNumber(rejected.length, "customer")} that a constraint or trigger of the table rejects: ${shown.join(", ")}${more}`,
-    "change the constraint or trigger, or the row that is in the way, and run it again; the other customers are saved",
+    "change the constraint or trigger, or the row that is in the way, and run it again (pull-deleted marks a row that is gone from Square); the other customers are saved",
   );
 }
 

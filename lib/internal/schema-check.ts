@@ -6,7 +6,7 @@ import type { Database } from "sql.js";
 import type { RunContext } from "./context.ts";
 import { messageOf, SyncError } from "./errors.ts";
 import { joinWords } from "./report.ts";
-import { listColumns, quoteName, readNumber, readRows } from "./sql.ts";
+import { listColumns, listDeclaredColumns, quoteName, readNumber, readRows } from "./sql.ts";
 import { is2018Table } from "./upgrade-2018.ts";
 
 /** The `user_version` that schema.sql sets. */
@@ -149,6 +149,7 @@ export function findSchemaProblem(
     findOldVersion(db, version, expected.table) ??
     findMissingColumn(db, tables) ??
     findMissingConstraint(db, tables) ??
+    findReplacingConstraint(db, tables, expected.path) ??
     findBrokenStatement(db, tables, expected.path)
   );
 }
@@ -231,10 +232,12 @@ function findOldVersion(db: Database, version: number, table: string): SchemaPro
   };
 }
 
+// The case of the letters counts: SQLite returns a value under the name that was declared, and the
+// scripts would not find Email_Address under email_address.
 function findMissingColumn(db: Database, tables: TableRules[]): SchemaProblem | undefined {
   for (const { name, columns } of tables) {
-    const existing = listColumns(db, name);
-    const missing = columns.find((column) => !existing.includes(column.toLowerCase()));
+    const existing = listDeclaredColumns(db, name);
+    const missing = columns.find((column) => !existing.includes(column));
     if (missing === undefined) continue;
     return {
       problem: `its table ${name} has no column named ${missing}`,
@@ -259,6 +262,23 @@ function findMissingConstraint(db: Database, tables: TableRules[]): SchemaProble
     };
   }
   return undefined;
+}
+
+// With this conflict clause, saving one customer silently deletes the row of another one.
+function findReplacingConstraint(
+  db: Database,
+  tables: TableRules[],
+  path: string,
+): SchemaProblem | undefined {
+  const sql = `SELECT 1 FROM sqlite_master
+    WHERE lower(tbl_name) = lower(?) AND sql LIKE '%ON CONFLICT REPLACE%'`;
+  const table = tables.find(({ name }) => readRows(db, sql, [name]).length > 0);
+  if (table === undefined) return undefined;
+  return {
+    problem: `its table ${table.name} has a constraint with ON CONFLICT REPLACE, which deletes other rows`,
+    isRepairable: false,
+    nextStep: `create the table again without that clause: sqlite3 "${path}" ".schema ${table.name}"`,
+  };
 }
 
 /**

@@ -58,13 +58,15 @@ export function quoteName(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;
 }
 
-/**
- * Lists the columns of a table, or none if the table does not exist. The names are in lower case,
- * because SQLite ignores case in names.
- */
-export function listColumns(db: Database, table: string): string[] {
-  const sql = "SELECT lower(name) AS name FROM pragma_table_xinfo(?)";
+/** Lists the columns of a table as they were declared, or none if the table does not exist. */
+export function listDeclaredColumns(db: Database, table: string): string[] {
+  const sql = "SELECT name FROM pragma_table_xinfo(?)";
   return readRows(db, sql, [table]).map(({ name }) => String(name));
+}
+
+/** Lists the columns of a table in lower case, because SQL ignores case in names. */
+export function listColumns(db: Database, table: string): string[] {
+  return listDeclaredColumns(db, table).map((name) => name.toLowerCase());
 }
 
 /**

@@ -16,7 +16,14 @@ import {
   SCHEMA_VERSION,
   type TableRules,
 } from "./schema-check.ts";
-import { findFreeName, listColumns, quoteName, readNumber, readRows } from "./sql.ts";
+import {
+  findFreeName,
+  listColumns,
+  listDeclaredColumns,
+  quoteName,
+  readNumber,
+  readRows,
+} from "./sql.ts";
 import { is2018Table, move2018Rows } from "./upgrade-2018.ts";
 
 /** What `beginUpgrade` found and did. */
@@ -25,6 +32,8 @@ export interface Upgrade {
   missingTables: string[];
   /** The columns that were added, with their tables, for example `customers.deleted_at`. */
   addedColumns: string[];
+  /** The columns whose names got the letters of schema.sql, for example `Email_Address`. */
+  respelledColumns: string[];
   renamedTables: RenamedTable[];
   oldVersion: number;
 }
@@ -48,18 +57,27 @@ const ENVIRONMENTS = ["sandbox", "production", "offline"];
 
 /**
  * Adds missing columns, and renames the tables that have to be replaced.
- * @throws SyncError (usage) if the file has the customers table under another name than
- *   lib/mapping.ts
+ * @param apiNames the name in Square's API of the field that a column holds
+ * @throws SyncError (usage) if the file has the customers table, or one of its columns, under another
+ *   name than lib/mapping.ts
  */
-export function beginUpgrade(db: Database, schema: string, expected: ExpectedSchema): Upgrade {
+export function beginUpgrade(
+  db: Database,
+  schema: string,
+  expected: ExpectedSchema,
+  apiNames: ReadonlyMap<string, string> = new Map(),
+): Upgrade {
   const upgrade: Upgrade = {
     missingTables: [],
     addedColumns: [],
+    respelledColumns: [],
     renamedTables: [],
     oldVersion: readNumber(db, "PRAGMA user_version"),
   };
   rejectRenamedTable(db, expected);
   for (const table of listTables(expected)) {
+    if (table.name === expected.table) rejectRenamedColumns(db, expected, apiNames);
+    upgrade.respelledColumns.push(...respellColumns(db, schema, table.name));
     const columns = listColumns(db, table.name);
     const is2018 = is2018Table(columns);
     if (columns.length === 0) {
@@ -93,19 +111,24 @@ export function runSchema(db: Database, schema: string): void {
  * @throws SyncError (usage) if the rows do not allow it, for example two rows with the same id
  */
 export function finishUpgrade(db: Database, expected: ExpectedSchema, upgrade: Upgrade): string[] {
-  const { missingTables, addedColumns, renamedTables, oldVersion } = upgrade;
+  const { missingTables, addedColumns, respelledColumns, renamedTables, oldVersion } = upgrade;
   const { path } = expected;
   const changes: string[] = [];
   if (addedColumns.length > 0) {
     const noun = addedColumns.length > 1 ? "columns" : "column";
     changes.push(`added the ${noun} ${joinWords(addedColumns)}`);
   }
+  if (respelledColumns.length > 0)
+    changes.push(
+      `changed the letters of ${joinWords(respelledColumns)} to those of lib/schema.sql`,
+    );
   for (const old of renamedTables) changes.push(moveRows(db, old, path));
   for (const table of listTables(expected))
     for (const column of listMissingConstraints(db, table))
       if (column !== table.integerKey) changes.push(restoreUniqueIndex(db, table, column, path));
-  if (missingTables.includes("square_account")) changes.push(...recordAccount(db, path));
-  if (missingTables.includes(expected.table)) changes.push(...clearWatermarks(db));
+  changes.push(...recordAccount(db, path));
+  const isReplaced = renamedTables.some(({ table }) => table.name === expected.table);
+  if (missingTables.includes(expected.table) || isReplaced) changes.push(...clearWatermarks(db));
   if (changes.length === 0 && missingTables.length === 0 && oldVersion !== SCHEMA_VERSION)
     changes.push(`set the schema version from ${oldVersion} to ${SCHEMA_VERSION}`);
   return changes;
@@ -142,6 +165,39 @@ function rejectRenamedTable(db: Database, { table, path }: ExpectedSchema): void
       `sqlite3 "${path}" 'ALTER TABLE ${quoteName(name)} RENAME TO ${table}'; or set TABLE in lib/mapping.ts to ${name}`,
     );
   }
+}
+
+// If lib/mapping.ts has a new name for a column, and the file still has the old one, the new column
+// would be empty, and a push would send unpushed rows without its values. The old name is known if it is
+// the name in Square's API.
+function rejectRenamedColumns(
+  db: Database,
+  { table, columns, path }: ExpectedSchema,
+  apiNames: ReadonlyMap<string, string>,
+): void {
+  const existing = listColumns(db, table);
+  for (const [column, apiName] of apiNames) {
+    const isRenamed = !existing.includes(column.toLowerCase()) && existing.includes(apiName);
+    if (!isRenamed || columns.includes(apiName)) continue;
+    throw createSchemaError(
+      path,
+      `its table ${table} still has the column ${apiName}, which lib/mapping.ts calls ${column}`,
+      `sqlite3 "${path}" "ALTER TABLE ${table} RENAME COLUMN ${apiName} TO ${column}"`,
+    );
+  }
+}
+
+/** Gives the columns that are written in other letters, such as Email_Address, those of schema.sql. */
+function respellColumns(db: Database, schema: string, table: string): string[] {
+  const respelled: string[] = [];
+  const names = [...readSchemaColumns(schema, table).keys()];
+  for (const declared of listDeclaredColumns(db, table)) {
+    const name = names.find((name) => name.toLowerCase() === declared.toLowerCase());
+    if (name === undefined || name === declared) continue;
+    db.run(`ALTER TABLE ${table} RENAME COLUMN ${quoteName(declared)} TO ${name}`);
+    respelled.push(`${table}.${declared}`);
+  }
+  return respelled;
 }
 
 function addMissingColumns(
@@ -297,6 +353,7 @@ function buildBlankAsNull(column: string): string {
  * application_id of the file, and in the log of the runs.
  */
 function recordAccount(db: Database, path: string): string[] {
+  if (readNumber(db, "SELECT count(*) FROM square_account") > 0) return [];
   const applicationId = readNumber(db, "PRAGMA application_id");
   const fromHeader = ENVIRONMENTS[applicationId - FIRST_APPLICATION_ID];
   const runs = readRows(db, "SELECT DISTINCT environment FROM sync_runs");
@@ -316,9 +373,10 @@ function recordAccount(db: Database, path: string): string[] {
   return [`recorded that its customers are from ${environment}`];
 }
 
-// The watermark of a run is the time up to which everything has been read. If the customers table
-// was created again, it lacks the customers that earlier runs have read. With the old watermarks,
-// they would never be read again, and a push could create them a second time.
+// The watermark of a run is the time up to which everything has been read. If the customers table was
+// created again, it lacks the customers that earlier runs have read. If it is a copy that lost its key,
+// it can be an old copy. With the old watermarks, the missing customers would never be read again, and a
+// push could create them a second time.
 function clearWatermarks(db: Database): string[] {
   db.run("UPDATE sync_runs SET watermark = NULL WHERE watermark IS NOT NULL");
   return db.getRowsModified() > 0
