@@ -1,8 +1,8 @@
 /**
- * Creates the client of the `square` package. paging.ts, push.ts and reconcile.ts call its methods, for
- * example `square.customers.search(…)`. This file adds what the package does not do: a `fetch` that limits
- * the rate and accepts only complete replies, and a check that the token belongs to the seller of
- * the file.
+ * Creates the client of the `square` package. paging.ts, push.ts and reconcile.ts call its methods,
+ * for example `square.customers.search(…)`. This file adds what the package does not do: a `fetch`
+ * that limits the rate and accepts only complete replies, and a check that the token belongs to the
+ * seller of the file.
  */
 import type { SquareClient } from "square";
 import { readSomeIds } from "./customers.ts";

@@ -63,8 +63,8 @@ export interface SaveResult {
   rejected: RejectedCustomer[];
 }
 
-// A save keeps `source` and your own columns. A customer that Square returned is not deleted, so the
-// marks of a deletion are cleared.
+// A save keeps `source` and your own columns. A customer that Square returned is not deleted, so
+// the marks of a deletion are cleared.
 const SAVED_COLUMNS = [...COLUMNS, "synced_at"];
 const ASSIGNMENTS = [
   ...SAVED_COLUMNS.map((column) => `${column} = ?`),
@@ -255,8 +255,8 @@ function listDifferences(stored: LocalRow, customer: CustomerRow): string[] {
 }
 
 /**
- * Lists the columns in which a row has a value that can be sent, or is invalid, and Square has another
- * value. A save replaces these values with those of Square.
+ * Lists the columns in which a row has a value that can be sent, or is invalid, and Square has
+ * another value. A save replaces these values with those of Square.
  * @param theirs the values that Square has
  */
 export function listReplacedColumns(stored: LocalRow, theirs: CustomerRow): string[] {
@@ -323,9 +323,9 @@ function mustKeepOptOut(stored: LocalRow, customer: CustomerRow): boolean {
 }
 
 /**
- * Throws if a failed statement has ended the transaction. SQLite usually undoes only the statement. A
- * constraint or trigger with ROLLBACK undoes the whole transaction, so nothing of this step can be
- * saved.
+ * Throws if a failed statement has ended the transaction. SQLite usually undoes only the statement.
+ * A constraint or trigger with ROLLBACK undoes the whole transaction, so nothing of this step can
+ * be saved.
  * @param error the error of the statement
  * @throws SyncError (failed)
  */
@@ -418,8 +418,8 @@ export function readLiveCustomers(db: Database): LiveCustomer[] {
 }
 
 /**
- * Reads the ids of some customers of Square: the 50 that were added to the file first, and the 50 that
- * were added last.
+ * Reads the ids of some customers of Square: the 50 that were added to the file first, and the 50
+ * that were added last.
  */
 export function readSomeIds(db: Database): string[] {
   // If your own script keeps its customers in another table, the file may not have this one.
@@ -494,9 +494,9 @@ function followMerge(db: Database, id: string, mergedInto: string, hasOptOut: bo
 }
 
 /**
- * Lists the rows with their own id: they have an id and no synced_at. A row that a push has linked, but
- * whose other values the table rejected, looks the same. It has an idempotency key and a push_error, so
- * it is left out.
+ * Lists the rows with their own id: they have an id and no synced_at. A row that a push has linked,
+ * but whose other values the table rejected, looks the same. It has an idempotency key and a
+ * push_error, so it is left out.
  * @returns the local_id of each row
  */
 export function listRowsWithOwnId(db: Database): string[] {

@@ -35,8 +35,8 @@ export interface DatabaseFile {
   /**
    * Runs a step in one transaction, and saves the result to the file. If another program has
    * changed the file since it was read, the file is read again and the step runs again. A step can
-   * therefore run twice. Outside the database, it may assign to a variable, but it must not increase
-   * a counter or add to an array.
+   * therefore run twice. Outside the database, it may assign to a variable, but it must not
+   * increase a counter or add to an array.
    * @throws SyncError, or the error that the step threw; the file is then unchanged
    */
   update<T>(step: (db: Database) => T): Promise<T>;
@@ -93,8 +93,9 @@ export async function openDatabase(
   }
 
   // Reads the account of the file, and compares it with the account of this run. At the first load,
-  // only the environment of this run is known. At a later load, the seller of the token is known too: a
-  // file that another program has put in the place of the first one must belong to the same seller.
+  // only the environment of this run is known. At a later load, the seller of the token is known
+  // too: a file that another program has put in the place of the first one must belong to the same
+  // seller.
   function readSameAccount(): StoredAccount | undefined {
     // A new file has no tables yet, so it has no account either.
     const stored = mayCreate && isEmpty(db) ? undefined : readAccount(db, shownPath);
@@ -104,8 +105,9 @@ export async function openDatabase(
     return current ?? stored;
   }
 
-  // Runs a step on the copy in memory, and returns whether the step has changed it. If the step throws
-  // an error, its transaction stays open: the next update reads the file again, into another copy.
+  // Runs a step on the copy in memory, and returns whether the step has changed it. If the step
+  // throws an error, its transaction stays open: the next update reads the file again, into another
+  // copy.
   function runStep<T>(step: (db: Database) => T): { result: T; hasChanges: boolean } {
     const before = countChanges(db);
     db.run("BEGIN");
@@ -155,9 +157,9 @@ export async function openDatabase(
   return database;
 }
 
-// countWrites counts changed rows. CREATE TABLE and ALTER TABLE increase schema_version, and init-db
-// also sets user_version. None of the three decreases during a step, so an equal sum means that the
-// step has changed nothing.
+// countWrites counts changed rows. CREATE TABLE and ALTER TABLE increase schema_version, and
+// init-db also sets user_version. None of the three decreases during a step, so an equal sum means
+// that the step has changed nothing.
 function countChanges(db: Database): number {
   const versions = `SELECT schema_version + user_version
     FROM pragma_schema_version, pragma_user_version`;

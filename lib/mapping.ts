@@ -15,7 +15,8 @@ import { INVALID_UTF8 } from "./internal/utf8.ts";
 export const TABLE = "customers";
 
 // A cell holds a time if it is a text that begins with a date. Any other value counts as NULL, for
-// example an empty text from a CSV, or a 0 that means "not deleted". The SQL and the pattern say the same.
+// example an empty text from a CSV, or a 0 that means "not deleted". The SQL and the pattern say
+// the same.
 const TIME_IN_SQL = "GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'";
 const TIME = /^[0-9]{4}-[0-9]{2}-[0-9]{2}/;
 
@@ -203,8 +204,9 @@ function copyFields(source: object, prefix: string, row: CustomerRow): void {
 }
 
 /**
- * Lists the names under which a field can arrive. The SDK does not rename a field whose value it does
- * not expect, for example the text `x` for the object `tax_ids`, or a number for the text `eu_vat`.
+ * Lists the names under which a field can arrive. The SDK does not rename a field whose value it
+ * does not expect, for example the text `x` for the object `tax_ids`, or a number for the text
+ * `eu_vat`.
  */
 function listNames({ square }: Field): string[] {
   return [

@@ -43,9 +43,9 @@ export interface Success {
  * Saves Square's customers in the rows that they were created from. A constraint or trigger of the
  * table that rejects one row does not stop the others.
  *
- * For each row: if a pull has already inserted the customer as another row, remove that row, and copy
- * your own columns from it. Give the pushed row the id of the customer. After that, saveCustomers finds
- * the rows by their ids and saves the other values.
+ * For each row: if a pull has already inserted the customer as another row, remove that row, and
+ * copy your own columns from it. Give the pushed row the id of the customer. After that,
+ * saveCustomers finds the rows by their ids and saves the other values.
  */
 export function saveSuccesses(db: Database, successes: readonly Success[]): void {
   // The customers to save by id, each in its newest version.
@@ -159,9 +159,9 @@ function copyUserColumns(db: Database, removed: LocalRow, id: string): void {
 
 /**
  * Gives a row its id in Square.
- * @param version the version of the customer. It replaces the version in the row. If the row was made
- *   by copying the row of another customer, its version can be larger, and saveCustomers would ignore
- *   this customer as outdated
+ * @param version the version of the customer. It replaces the version in the row. If the row was
+ *   made by copying the row of another customer, its version can be larger, and saveCustomers would
+ *   ignore this customer as outdated
  */
 function linkRow(
   db: Database,
@@ -210,8 +210,8 @@ export function saveErrors(db: Database, row: PushRow, errors: SquareErrorEntry[
   const named = errors.map((error) => ({ ...error, field: nameField(row, error) }));
   const reason = `Square returned ${formatErrors(named) || "no customer"}`;
   if (!isContentRejected(errors)) {
-    // The errors are not about the row. They are about Square, the token, or an earlier request with the
-    // same idempotency key that Square has not finished.
+    // The errors are not about the row. They are about Square, the token, or an earlier request
+    // with the same idempotency key that Square has not finished.
     row.outcome = "later";
     row.reason = reason;
     return;
@@ -244,8 +244,8 @@ export function listErrorsOf(row: PushRow, errors: SquareErrorEntry[]): SquareEr
 }
 
 /**
- * Returns the column that an error is about. Without such a column, returns the field as Square names
- * it.
+ * Returns the column that an error is about. Without such a column, returns the field as Square
+ * names it.
  */
 function nameField(row: PushRow, { field = "" }: SquareErrorEntry): string {
   return findColumnOfError(field) ?? field.replace(`customers.${row.idempotencyKey}.`, "");

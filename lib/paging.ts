@@ -68,8 +68,8 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
       response = await requestPage(square, filter, cursor);
     } catch (error) {
       // A cursor expires after a few minutes. Square has accepted the same query before, so if it
-      // rejects the request now (content errors), the cursor has expired. Start again from the first page. Yielding
-      // a customer twice is harmless, because callers collect customers by id.
+      // rejects the request now (content errors), the cursor has expired. Start again from the
+      // first page. Yielding a customer twice is harmless, because callers collect customers by id.
       const isExpired = cursor !== undefined && findContentErrors(error) !== undefined;
       if (!isExpired || restarts === MAX_RESTARTS) throw error;
       restarts++;
@@ -80,10 +80,10 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
 
     const customers = response.customers ?? [];
     for (const { id } of customers) ids.add(id);
-    // Square counts again for each page. If a customer is returned and then deleted, `ids` still has it,
-    // and the next count does not. The smaller count could hide a missing customer, so keep the largest
-    // one. Example: of 10 customers, A is returned and then deleted, and B is never returned. The last
-    // count is 9, and `ids` has 9 entries, so none would seem missing.
+    // Square counts again for each page. If a customer is returned and then deleted, `ids` still
+    // has it, and the next count does not. The smaller count could hide a missing customer, so keep
+    // the largest one. Example: of 10 customers, A is returned and then deleted, and B is never
+    // returned. The last count is 9, and `ids` has 9 entries, so none would seem missing.
     count = Math.max(count, Number(response.count ?? 0));
     yield { customers, count, missingCount: Math.max(count - ids.size, 0) };
 
@@ -110,8 +110,8 @@ export async function* searchCustomers(
   options: { concurrency: number; divideUntil: number },
 ): AsyncGenerator<Page> {
   for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt++) {
-    // Each attempt is a new search with its own count, so begin with 0 again. readInParallel adds up
-    // the slices, so each of its pages has the missing count of the whole search so far.
+    // Each attempt is a new search with its own count, so begin with 0 again. readInParallel adds
+    // up the slices, so each of its pages has the missing count of the whole search so far.
     let missingCount = 0;
     const pages =
       options.concurrency === 1

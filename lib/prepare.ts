@@ -1,11 +1,11 @@
 /**
- * Selects unpushed rows and decides which of them can be sent. The check undoes its own writes. Before
- * the first request, its result is stored: an idempotency key for each row to send, and the reason for
- * each other row.
+ * Selects unpushed rows and decides which of them can be sent. The check undoes its own writes.
+ * Before the first request, its result is stored: an idempotency key for each row to send, and the
+ * reason for each other row.
  *
  * A row is **in doubt** when it may have been sent and its outcome is unknown, for example because
- * the reply was lost. It has an idempotency key and no id. It may exist in Square, so it is looked up
- * before it is sent again.
+ * the reply was lost. It has an idempotency key and no id. It may exist in Square, so it is looked
+ * up before it is sent again.
  */
 import type { Database, SqlValue } from "sql.js";
 import { parseOptOut, readUnpushedReferences } from "./customers.ts";
@@ -70,7 +70,8 @@ export type Outcome = "ready" | "created" | "linked" | "refused" | "held" | "lat
  * - `duplicate`: another row has the same email address, phone number or reference id.
  * - `opt-out`: the customer wants no marketing email, and Square would create it as subscribed.
  * - `edited`: it was edited after it was sent. Square has its idempotency key with other values.
- * - `not saved`: it exists in Square, but a constraint or trigger of the table rejects the customer.
+ * - `not saved`: it exists in Square, but a constraint or trigger of the table rejects the
+ * customer.
  */
 export type HoldReason = "duplicate" | "opt-out" | "edited" | "not saved";
 
@@ -114,8 +115,8 @@ export function needsRequest({ outcome, inDoubt }: PushRow): boolean {
 function readSelectedRows(db: Database, { source, createdSince, limit }: Selection): LocalRow[] {
   // Rows with an error of an earlier run come last. Otherwise, the same bad rows could use up
   // --limit in every run. A row whose created_at is not a time is selected, because it can be new.
-  // The text local_id takes the place of the number in the result. ORDER BY names the table, because
-  // local_id alone would be the text, which sorts 10 before 9.
+  // The text local_id takes the place of the number in the result. ORDER BY names the table,
+  // because local_id alone would be the text, which sorts 10 before 9.
   return readRows(
     db,
     `SELECT *, CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
@@ -185,9 +186,9 @@ function checkRow(
   }
 
   const candidate = { localId: row.localId, id: null, ...buildComparedValues(stored) };
-  // If this row is in doubt, a pull may have inserted its customer as a second row, for example because
-  // the reference_id was not unique at that time. The second row has the reference_id of this row. It
-  // is not a duplicate but the same customer, so ignore it in the comparison.
+  // If this row is in doubt, a pull may have inserted its customer as a second row, for example
+  // because the reference_id was not unique at that time. The second row has the reference_id of
+  // this row. It is not a duplicate but the same customer, so ignore it in the comparison.
   const options = row.inDoubt ? { ignoredReference: chooseReferenceId(row) } : {};
   const match = duplicates?.find(candidate, options);
   if (match !== undefined) {
@@ -218,8 +219,8 @@ function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
   const columns = [columnOf("emailAddress"), columnOf("phoneNumber"), columnOf("referenceId")];
   // Read the customers of Square, and the rows that may have been sent. A selected row can be among
   // them: a row is never compared with itself. checkRow adds the rows that will be sent. Deleted
-  // customers are left out, because the same person may come back. A merged customer is still in Square,
-  // as a part of another one.
+  // customers are left out, because the same person may come back. A merged customer is still in
+  // Square, as a part of another one.
   const statement = db.prepare(
     `SELECT CAST(local_id AS TEXT) AS local_id, coalesce(merged_into, id) AS id,
        ${columns.join(", ")} FROM ${TABLE}
@@ -277,8 +278,8 @@ function trySave(db: Database, row: PushRow): string | undefined {
   if (isInTransaction(db)) {
     db.run("ROLLBACK TO trial; RELEASE trial");
   } else {
-    // A constraint or trigger with ROLLBACK has ended the whole transaction, so begin another one. No
-    // write is lost with the first one, because all rows are checked before anything is written.
+    // A constraint or trigger with ROLLBACK has ended the whole transaction, so begin another one.
+    // No write is lost with the first one, because all rows are checked before anything is written.
     db.run("BEGIN");
   }
   // The trial has left no change. Without this call, its writes would still count, and an update
@@ -289,8 +290,8 @@ function trySave(db: Database, row: PushRow): string | undefined {
 
 /**
  * Checks rows again right before they are sent, because another program may have edited them. Rows
- * with the same values as before are not compared with other rows again. A row that must not be sent
- * anymore gets another outcome than `ready`, and its reason is saved.
+ * with the same values as before are not compared with other rows again. A row that must not be
+ * sent anymore gets another outcome than `ready`, and its reason is saved.
  */
 export function recheckRows(db: Database, rows: readonly PushRow[], selection: Selection): void {
   const current: { row: PushRow; stored: LocalRow; isChanged: boolean }[] = [];
@@ -315,8 +316,8 @@ export function recheckRows(db: Database, rows: readonly PushRow[], selection: S
   const duplicates = needsIndex ? indexDuplicates(db, changed) : undefined;
   for (const { row, stored, isChanged } of current) {
     checkRow(db, row, stored, isChanged ? duplicates : undefined, selection);
-    // Always send a reference_id, so that the row can be looked up. storeCheckResults has stored one,
-    // but another program can have removed it since.
+    // Always send a reference_id, so that the row can be looked up. storeCheckResults has stored
+    // one, but another program can have removed it since.
     row.customer.referenceId = chooseReferenceId(row);
   }
 
@@ -365,8 +366,8 @@ export function storeCheckResults(db: Database, rows: readonly PushRow[]): void 
 }
 
 /**
- * Writes the reason of a row. The trigger that rejects the row can reject this write too. The reason
- * is then only printed, and the other rows go on.
+ * Writes the reason of a row. The trigger that rejects the row can reject this write too. The
+ * reason is then only printed, and the other rows go on.
  */
 function tryWriteReason(db: Database, sql: string, values: SqlValue[]): void {
   try {

@@ -83,8 +83,8 @@ async function findByReference(
  * and the others are sent again. If not, each half of the rows is sent alone, until the bad rows
  * are found.
  * @param rows at most 100. Only rows with the outcome `ready` are sent
- * @param options.useBulk false = call CreateCustomer instead of BulkCreateCustomers. Pass one row then:
- *   if the call for a second row failed, the reply for the first one would be lost
+ * @param options.useBulk false = call CreateCustomer instead of BulkCreateCustomers. Pass one row
+ *   then: if the call for a second row failed, the reply for the first one would be lost
  * @throws SquareError when a request fails after all retries
  * @throws SyncError (denied) when Square rejects the token in the reply for a row
  */
@@ -144,8 +144,8 @@ interface BlamedRow {
 
 /**
  * Divides the rows of a call that Square has rejected as a whole.
- * @returns the rows that are to blame, and the other rows in groups. Each group has to be sent again
- *   in a call of its own
+ * @returns the rows that are to blame, and the other rows in groups. Each group has to be sent
+ *   again in a call of its own
  */
 function divideRejected(
   rows: readonly PushRow[],
@@ -174,7 +174,8 @@ async function sendRows(
   rows: readonly PushRow[],
   useBulk: boolean,
 ): Promise<Record<string, Square.CreateCustomerResponse>> {
-  // Counts the attempts without a reply. The client sends such a request again and does not report it.
+  // Counts the attempts without a reply. The client sends such a request again and does not report
+  // it.
   const unknownBefore = context.traffic.unknownOutcomes;
   try {
     if (useBulk) return await createInBulk(square, rows);
@@ -182,8 +183,8 @@ async function sendRows(
     for (const row of rows) responses[row.idempotencyKey] = await createOne(square, row);
     return responses;
   } finally {
-    // An attempt without a reply may have created the customers, even if the last attempt was rejected.
-    // So the rows are in doubt.
+    // An attempt without a reply may have created the customers, even if the last attempt was
+    // rejected. So the rows are in doubt.
     const hasUnknownOutcome = context.traffic.unknownOutcomes > unknownBefore;
     if (hasUnknownOutcome) {
       for (const row of rows) row.inDoubt = true;

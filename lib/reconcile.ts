@@ -27,9 +27,9 @@ import { buildTimeRange } from "./window.ts";
 const MAX_IDS = 100;
 
 // Reading a slice takes one request for each page. Dividing it takes about three requests for each
-// customer that only one side has. A small slice is read if that takes fewer requests. A large slice is
-// always divided, because such customers are often next to each other, for example after a wrong import
-// was deleted.
+// customer that only one side has. A small slice is read if that takes fewer requests. A large
+// slice is always divided, because such customers are often next to each other, for example after a
+// wrong import was deleted.
 const SMALL_SLICE_PAGES = 8;
 const REQUESTS_PER_DIFFERENCE = 3;
 
@@ -127,8 +127,8 @@ export async function compareWithSquare(
   }
 
   /**
-   * Asks for the count of a slice. The reply also has the first page. If that is the only page, its ids
-   * are compared as well, and the slice `isDone`.
+   * Asks for the count of a slice. The reply also has the first page. If that is the only page, its
+   * ids are compared as well, and the slice `isDone`.
    */
   async function countOrCollect(slice: Slice): Promise<{ count: number; isDone: boolean }> {
     const response = await requestPage(square, buildFilter(filter, slice));
@@ -168,16 +168,16 @@ export async function compareWithSquare(
     }
     const { older, newer } = halves;
     const { count, isDone } = await countOrCollect(older);
-    // The count of the newer slice is the rest. A customer in the millisecond that both slices share is
-    // counted in the older slice only. That is enough: if the file lacks the customer, the count of the
-    // older slice differs, and its ids are compared.
+    // The count of the newer slice is the rest. A customer in the millisecond that both slices
+    // share is counted in the older slice only. That is enough: if the file lacks the customer, the
+    // count of the older slice differs, and its ids are compared.
     const countedNewer = { ...newer, count: slice.count - count };
     return isDone ? [countedNewer] : [{ ...older, count }, countedNewer];
   }
 
-  // Begin with all customers. Then process all halves, then all quarters, and so on, each level from
-  // one queue. If each slice started its own halves, the number of requests at the same time would
-  // double with each level, and cursors would expire while they wait.
+  // Begin with all customers. Then process all halves, then all quarters, and so on, each level
+  // from one queue. If each slice started its own halves, the number of requests at the same time
+  // would double with each level, and cursors would expire while they wait.
   const { count, isDone } = await countOrCollect(whole);
   let slices: CountedSlice[] = isDone ? [] : [{ ...whole, count }];
   while (slices.length > 0) {
@@ -197,8 +197,8 @@ export async function compareWithSquare(
 
 /**
  * Looks up customers by id.
- * @throws SyncError if Square returns neither a customer nor NOT_FOUND for an id, because nothing can
- *   be concluded from that: (failed) if Square rejects the id, (temporary) for any other answer
+ * @throws SyncError if Square returns neither a customer nor NOT_FOUND for an id, because nothing
+ *   can be concluded from that: (failed) if Square rejects the id, (temporary) for any other answer
  * @see https://developer.squareup.com/reference/square/customers-api/bulk-retrieve-customers
  */
 export async function lookUpCustomers(
@@ -279,10 +279,10 @@ function divideSlice({ startAt, endAt, customers }: Slice) {
   const gap = findGapNearMiddle(customers);
   if (gap === undefined) return undefined;
   const { index, lastOlder, firstNewer } = gap;
-  // The older slice ends 1 ms after the newer one starts. So a customer that only Square has is in at
-  // least one of them, whether or not Square includes the ends of a range. No customer of the file is
-  // in both, because both ends lie in the gap. Example: the gap is from 0 to 3 ms, so the newer slice
-  // starts at 1, and the older one ends at 2.
+  // The older slice ends 1 ms after the newer one starts. So a customer that only Square has is in
+  // at least one of them, whether or not Square includes the ends of a range. No customer of the
+  // file is in both, because both ends lie in the gap. Example: the gap is from 0 to 3 ms, so the
+  // newer slice starts at 1, and the older one ends at 2.
   const start = lastOlder + Math.floor((firstNewer - lastOlder) / 2);
   return {
     older: { startAt, endAt: start + 1, customers: customers.slice(0, index) },
@@ -291,9 +291,9 @@ function divideSlice({ startAt, endAt, customers }: Slice) {
 }
 
 /**
- * Finds the gap nearest to the middle: a place where two customers were created at least 3 ms apart.
- * Starts where the older customers fill whole pages, so that reading them needs no half-empty page, and
- * goes outwards from there.
+ * Finds the gap nearest to the middle: a place where two customers were created at least 3 ms
+ * apart. Starts where the older customers fill whole pages, so that reading them needs no
+ * half-empty page, and goes outwards from there.
  */
 function findGapNearMiddle(customers: DatedCustomer[]) {
   if (customers.length <= PAGE_SIZE) return undefined;

@@ -93,8 +93,8 @@ function isZonedTime(value: SqlValue | undefined): value is string {
  */
 export function requireCompletePull(db: Database, context: RunContext, pull: string): void {
   // A run that has read everything saves its own start as the watermark. Other runs save an earlier
-  // time: with --until in the past, they save that time. With a gap, for example after --since 5m, they
-  // keep the watermark of an earlier run.
+  // time: with --until in the past, they save that time. With a gap, for example after --since 5m,
+  // they keep the watermark of an earlier run.
   const completeRuns = readRows(
     db,
     "SELECT watermark FROM sync_runs WHERE script = ? AND watermark = started_at",
@@ -109,14 +109,26 @@ export function requireCompletePull(db: Database, context: RunContext, pull: str
 }
 
 /**
+ * Requires that the file shows which customers are in Square, before a push. Warns if the last
+ * complete pull is old.
+ * @param pull the name of the script that reads all customers
+ * @throws SyncError (usage)
+ */
+export function requirePullForPush(db: Database, context: RunContext, pull: string): void {
+  requireCompletePull(db, context, pull);
+  requireRowsOfPull(db, context, pull);
+  warnOfOldPull(db, context, pull);
+}
+
+/**
  * Requires that the file still has at least half of the customers that the runs have saved. After
  * `DELETE FROM customers`, sync_runs still lists a complete pull, but a push would create every
  * customer a second time.
  * @throws SyncError (usage)
  */
-export function requireRowsOfPull(db: Database, context: RunContext, pull: string): void {
-  // After a run that has read all customers, the file had as many as that run fetched. Later runs have
-  // added theirs. If no run has read all in one go, count all runs.
+function requireRowsOfPull(db: Database, context: RunContext, pull: string): void {
+  // After a run that has read all customers, the file had as many as that run fetched. Later runs
+  // have added theirs. If no run has read all in one go, count all runs.
   const [last] = readRows(
     db,
     `SELECT id, fetched FROM sync_runs
@@ -140,7 +152,7 @@ export function requireRowsOfPull(db: Database, context: RunContext, pull: strin
  * Warns if the last complete pull began more than a day ago. The file does not have the customers
  * that were created in Square since then, so a push can create them a second time.
  */
-export function warnOfOldPull(db: Database, context: RunContext, pull: string): void {
+function warnOfOldPull(db: Database, context: RunContext, pull: string): void {
   const watermark = readWatermark(db, pull);
   if (watermark === null) return;
   const ageMs = context.startedAt - Date.parse(watermark);

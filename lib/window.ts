@@ -15,8 +15,8 @@ export const SEARCH_LAG_MS = 5 * 60_000;
 /**
  * A span of time. `null` means that it has no start or no end.
  *
- * These times, and the watermark, are texts like 2026-08-01T00:00:00.000Z. In this form, the order of
- * the texts is the order of the times, so they are compared with `<` and `>`.
+ * These times, and the watermark, are texts like 2026-08-01T00:00:00.000Z. In this form, the order
+ * of the texts is the order of the times, so they are compared with `<` and `>`.
  */
 export interface Window {
   since: string | null;
@@ -61,8 +61,8 @@ export function computeNextWatermark(
   startedAt: number,
 ): string | null {
   // A window that starts too late leaves a gap: `--since 5m` after a day without runs leaves almost
-  // a day unread. The watermark then stays where it is, so that the next run reads the gap. Without a
-  // watermark, everything before the window is unread, and no watermark is saved.
+  // a day unread. The watermark then stays where it is, so that the next run reads the gap. Without
+  // a watermark, everything before the window is unread, and no watermark is saved.
   const sinceLast = computeSinceLast(watermark, startedAt);
   const hasGap = window.since !== null && (sinceLast === null || window.since > sinceLast);
   if (hasGap) return watermark;

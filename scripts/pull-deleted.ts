@@ -91,15 +91,15 @@ await runScript(manual, async (context) => {
   });
 
   // Search proves nothing, so look up both kinds of ids with BulkRetrieveCustomers:
-  // - A customer that is missing in search can exist. Search shows changes late, and it never returns
-  //   a customer without a name, company, email address and phone number.
-  // - A customer that is missing in the file can be deleted. Search returns a deleted customer for a
-  //   while.
+  // - A customer that is missing in search can exist. Search shows changes late, and it never
+  //   returns a customer without a name, company, email address and phone number.
+  // - A customer that is missing in the file can be deleted. Search returns a deleted customer for
+  //   a while.
   const { checked, missingInSearch, missingInFile } = comparison;
   const answers = await lookUpCustomers(square, [...missingInSearch, ...missingInFile]);
 
-  // The customers to save: those that still exist, and those that others were merged into. For two ids
-  // that were merged into one customer, Square returns it twice. The map keeps it once.
+  // The customers to save: those that still exist, and those that others were merged into. For two
+  // ids that were merged into one customer, Square returns it twice. The map keeps it once.
   const present = new Map<string, CustomerRow>();
   for (const answer of answers.values()) {
     if (answer.outcome === "deleted") continue;

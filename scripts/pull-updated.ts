@@ -74,8 +74,9 @@ await runScript(manual, async (context) => {
   const { concurrency } = options;
   const scopes = [READ_CUSTOMERS];
   const square = await createSquareClient(context, database, { scopes, concurrency });
-  // To read a large result in parallel, searchCustomers divides the time up to divideUntil into slices
-  // of creation time, which never changes. The last slice has no end, so no customer is left out.
+  // To read a large result in parallel, searchCustomers divides the time up to divideUntil into
+  // slices of creation time, which never changes. The last slice has no end, so no customer is left
+  // out.
   const search = { concurrency, divideUntil: context.startedAt };
   const customers = new Map<string, CustomerRow>();
   let missingCount = 0;
@@ -96,15 +97,16 @@ await runScript(manual, async (context) => {
   // customers that were not saved.
   const saved = await database.update((db) => {
     const result = saveCustomers(db, [...customers.values()]);
-    // If Square did not return all customers, or if a constraint or trigger of the table rejected one,
-    // the watermark stays where it was, so that the next run reads the same window again.
+    // If Square did not return all customers, or if a constraint or trigger of the table rejected
+    // one, the watermark stays where it was, so that the next run reads the same window again.
     const isComplete = missingCount === 0 && result.rejected.length === 0;
     // Read the watermark from the file again. If another program has replaced the file during the
     // search, for example with a backup, the watermark in that file can be older.
     const before = readWatermark(db, SCRIPT) ?? readOldestWatermark(db, "pull-created");
     // The new watermark is the time when this run began, and not the newest updated_at that was
-    // returned. A long run can return a customer that was updated near its end, and miss one that was
-    // updated near its beginning. With the newest time, the next run would not read the missed one.
+    // returned. A long run can return a customer that was updated near its end, and miss one that
+    // was updated near its beginning. With the newest time, the next run would not read the missed
+    // one.
     const after = isComplete ? computeNextWatermark(window, before, context.startedAt) : before;
     recordRun(db, context, {
       since: window.since,

@@ -32,13 +32,7 @@ import { countOption, flag, runScript, timeOption } from "../lib/internal/cli.ts
 import { countOutcomes, describeDryRun, describePush } from "../lib/internal/push-report.ts";
 import { needsRequest, prepareRows, storeCheckResults } from "../lib/prepare.ts";
 import { createCustomers, divideIntoBatches, linkRowsInDoubt } from "../lib/push.ts";
-import {
-  readWatermark,
-  recordRun,
-  requireCompletePull,
-  requireRowsOfPull,
-  warnOfOldPull,
-} from "../lib/runs.ts";
+import { readWatermark, recordRun, requirePullForPush } from "../lib/runs.ts";
 import { computeNextWatermark, resolveWindow } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
@@ -78,15 +72,10 @@ await runScript(manual, async (context) => {
   const { source, limit, "dry-run": isDryRun = false, "batch-size": batchSize } = options;
   const database = await openDatabase(context);
 
+  // If a customer of Square is missing in the file, a push can create it a second time. So require a
+  // complete pull whose rows are still in the file, and warn if it is old.
   if (!options["skip-pull-check"])
-    database.query((db) => {
-      // If a customer of Square is missing in the file, a push can create it a second time.
-      requireCompletePull(db, context, "pull-created");
-      // The pull was complete, but all of its rows can have been deleted from the file since then.
-      requireRowsOfPull(db, context, "pull-created");
-      // Customers that were created in Square after an old pull are not in the file either.
-      warnOfOldPull(db, context, "pull-created");
-    });
+    database.query((db) => requirePullForPush(db, context, "pull-created"));
 
   // Select the rows without an id. --source, --created-since and --limit narrow the selection.
   // push-new has a watermark of another kind: every row that was created before it has been pushed.
@@ -100,16 +89,17 @@ await runScript(manual, async (context) => {
     allowDuplicates: options["allow-duplicates"] ?? false,
     allowSubscribe: options["allow-subscribe"] ?? false,
   };
-  // prepareRows checks the rows. For each row, it tries to save an example of Square's reply, to find
-  // out if a constraint or trigger of the table would reject the real one. simulate undoes all of it.
+  // prepareRows checks the rows. For each row, it tries to save an example of Square's reply, to
+  // find out if a constraint or trigger of the table would reject the real one. simulate undoes all
+  // of it.
   const preview = database.simulate((db) => prepareRows(db, selection));
   // Rows with an id that is not from Square, for example your own number. They are not sent.
   const rowsWithOwnId = database.query(listRowsWithOwnId);
   if (isDryRun) return describeDryRun(context, preview, rowsWithOwnId, database.account);
 
   // Creating the client takes a second. It also checks that the token belongs to the seller of this
-  // file, so it comes before any key is stored. It is needed if there are rows to send, or if this token
-  // was never checked for this file.
+  // file, so it comes before any key is stored. It is needed if there are rows to send, or if this
+  // token was never checked for this file.
   let square: SquareClient | undefined;
   const scopes = [READ_CUSTOMERS, WRITE_CUSTOMERS];
   if (preview.some(needsRequest) || isUncheckedToken(database.account, context.square.token))
@@ -125,9 +115,10 @@ await runScript(manual, async (context) => {
   });
 
   // linkRowsInDoubt and createCustomers set the outcome of each row, and save it before the next
-  // batch begins. If the script is killed, only the rows of one batch are in doubt. The next run looks
-  // these up. If search does not return a row, it is sent again with its stored idempotency key. If
-  // Square knows that key, it returns the customer that it created before, and not a second one.
+  // batch begins. If the script is killed, only the rows of one batch are in doubt. The next run
+  // looks these up. If search does not return a row, it is sent again with its stored idempotency
+  // key. If Square knows that key, it returns the customer that it created before, and not a second
+  // one.
   const due = rows.filter(needsRequest);
   const useBulk = batchSize > 1;
   let done = 0;

@@ -1,10 +1,10 @@
 /**
  * Keeps the customers of two Square accounts apart.
  *
- * A customer id is valid in the Square account of one seller only. With the token of another seller,
- * a pull would mix two directories, and a push would create the customers at the wrong seller. So the
- * file stores its account in the table square_account, and every script compares it before it reads
- * or sends anything. Square identifies a seller by a merchant id.
+ * A customer id is valid in the Square account of one seller only. With the token of another
+ * seller, a pull would mix two directories, and a push would create the customers at the wrong
+ * seller. So the file stores its account in the table square_account, and every script compares it
+ * before it reads or sends anything. Square identifies a seller by a merchant id.
  */
 import { createHash } from "node:crypto";
 import { isDeepStrictEqual } from "node:util";
@@ -17,8 +17,8 @@ import { createSquareError, readErrors } from "./square-errors.ts";
 
 const EXPIRY_WARNING_MS = 7 * 86_400_000;
 
-// The values of an account whose token could not be checked. Without a hash, the next run checks the
-// token again.
+// The values of an account whose token could not be checked. Without a hash, the next run checks
+// the token again.
 const UNCHECKED = { tokenHash: null, tokenScopes: null, tokenExpiresAt: null, checkedAt: null };
 
 /** The row of the table square_account. */
@@ -74,7 +74,8 @@ export function readAccount(db: Database, path: string): StoredAccount | undefin
 export function saveAccount(db: Database, path: string, account: StoredAccount): void {
   const stored = readAccount(db, path);
   requireSameAccount(path, stored, account);
-  // Do not write unchanged values: every write counts as a change, and the whole file would be saved.
+  // Do not write unchanged values: every write counts as a change, and the whole file would be
+  // saved.
   if (isDeepStrictEqual(stored, account)) return;
   db.run(
     `INSERT OR REPLACE INTO square_account
@@ -155,12 +156,13 @@ export async function checkAccount(
   const status = await retrieveTokenStatus(square, context);
   const fileMerchantId = stored?.merchantId ?? null;
   if (status !== "no answer") requireScopes(status, scopes);
-  // The merchant of the token is unknown if Square did not answer, or answered without a merchant. The
-  // file then keeps its merchant. Otherwise the token of another seller would be accepted next time.
+  // The merchant of the token is unknown if Square did not answer, or answered without a merchant.
+  // The file then keeps its merchant. Otherwise the token of another seller would be accepted next
+  // time.
   const isMerchantUnknown = status === "no answer" || status.merchantId === null;
   if (status === "no answer" || (isMerchantUnknown && fileMerchantId !== null)) {
-    // Keep the result of an earlier check of this token. If the token has expired since, Square rejects
-    // the next request, and nothing is mixed up.
+    // Keep the result of an earlier check of this token. If the token has expired since, Square
+    // rejects the next request, and nothing is mixed up.
     if (checked !== undefined) return checked;
     await requireKnownCustomer(square, context, readSomeIds());
     if (fileMerchantId !== null)
@@ -177,8 +179,8 @@ export async function checkAccount(
     checkedAt: new Date(context.startedAt).toISOString(),
   };
   requireSameAccount(context.databasePath, stored, account);
-  // The file has no merchant to compare: it is of version 1, or was filled while the token could not be
-  // checked.
+  // The file has no merchant to compare: it is of version 1, or was filled while the token could
+  // not be checked.
   if (checked === undefined && fileMerchantId === null)
     await requireKnownCustomer(square, context, readSomeIds());
   if (stored !== undefined && stored.merchantId === null && account.merchantId !== null)

@@ -93,12 +93,13 @@ export interface Result {
   /** A line for each changed row. They are printed to stderr, and only with --verbose. */
   details?: readonly string[] | undefined;
   /**
-   * A line for each row that was not done, and why. They are printed to stderr, except with --quiet.
+   * A line for each row that was not done, and why. They are printed to stderr, except with
+   * --quiet.
    */
   reasons?: readonly string[] | undefined;
   /**
-   * Set if rows wait for a person, for example `2 refused, 1 held`. The exit code is then 3, so that
-   * a scheduler can report it. The text is printed only with --quiet, instead of `reasons`.
+   * Set if rows wait for a person, for example `2 refused, 1 held`. The exit code is then 3, so
+   * that a scheduler can report it. The text is printed only with --quiet, instead of `reasons`.
    */
   waiting?: string | undefined;
   /** Printed to stderr after `Try: `, except with --quiet. For example for rows on hold. */
@@ -312,7 +313,8 @@ async function parseCommandLine<O extends OptionSet>(
 ): Promise<ParsedCommandLine<O>> {
   const { name, purpose, options, examples, exitCodes } = manual;
   const words = process.argv.slice(2);
-  // `deno task` and tsx pass on the -- that npm removes. What follows it would not count as options.
+  // `deno task` and tsx pass on the -- that npm removes. What follows it would not count as
+  // options.
   if (words[0] === "--") words.shift();
   if (words.includes("--version")) return { helpText: `${VERSION}\n` };
 

@@ -76,11 +76,11 @@ export async function readConfiguration(
       : { name: "--db", value: dbOption, source: "--db" };
   const problems = checkDatabasePath(database);
 
-  // A `.env` in a wrong encoding is always reported. One that cannot be read at all is reported only if
-  // a required setting is in no other place, because the setting may be in that file. Otherwise `.env`
-  // does not matter: Deno may have no permission to read it, or a container may have a folder with this
-  // name. DATABASE_PATH is required here although it has a default, because `.env` may name another
-  // database.
+  // A `.env` in a wrong encoding is always reported. One that cannot be read at all is reported
+  // only if a required setting is in no other place, because the setting may be in that file.
+  // Otherwise `.env` does not matter: Deno may have no permission to read it, or a container may
+  // have a folder with this name. DATABASE_PATH is required here although it has a default, because
+  // `.env` may name another database.
   const required = needsSquare ? [database, read("SQUARE_ACCESS_TOKEN")] : [database];
   const isFileNeeded = required.some(({ source }) => source === "nowhere");
   const isFileIgnored = file.isUnreadable && !isFileNeeded;
@@ -108,8 +108,8 @@ export async function readConfiguration(
 
 // Removes spaces and carriage returns around a token, an environment or a URL. They are never part
 // of one, and come, for example, from a file for `docker --env-file` that was written on Windows.
-// The path of a database file is not trimmed. checkDatabasePath reports a space around it, because the
-// name of a file can begin or end with a space.
+// The path of a database file is not trimmed. checkDatabasePath reports a space around it, because
+// the name of a file can begin or end with a space.
 function trim(setting: Setting): Setting {
   return { ...setting, value: setting.value.trim() };
 }
@@ -130,8 +130,8 @@ function checkDatabasePath(setting: Setting): Problem[] {
   if (INVISIBLE_CHARACTER.test(value))
     return [buildProblem(setting, "contains an invisible character, such as a line break")];
   if (value !== value.trim()) return [buildProblem(setting, "begins or ends with a space")];
-  // Without the next two checks, the script would create a file or folder with exactly this name, for
-  // example `~` or `:memory:`.
+  // Without the next two checks, the script would create a file or folder with exactly this name,
+  // for example `~` or `:memory:`.
   if (/^(~([\\/]|$)|\$)/.test(value))
     return [buildProblem(setting, "begins with ~ or $, which only a shell replaces")];
   if (/^(:memory:$|(file|sqlite3?):)/i.test(value))

@@ -9,8 +9,8 @@
 import { removeTrunkZero, unifyDashes } from "./normalize.ts";
 
 /**
- * The values that identify a customer, cleaned as for sending. An invalid value, which a customer of
- * Square can have, is only trimmed. An empty text means blank.
+ * The values that identify a customer, cleaned as for sending. An invalid value, which a customer
+ * of Square can have, is only trimmed. An empty text means blank.
  */
 export interface ComparedValues {
   emailAddress: string;
@@ -40,8 +40,8 @@ export interface DuplicateIndex {
   /**
    * Finds the first other row with the same email address, phone number or reference id.
    * @param options.ignoredReference the reference id of a candidate that was sent and whose outcome
-   *   is unknown. If Square has created the candidate, a pull may have saved the customer as another
-   *   row with this reference id. That row is not a duplicate, so it is ignored
+   *   is unknown. If Square has created the candidate, a pull may have saved the customer as
+   *   another row with this reference id. That row is not a duplicate, so it is ignored
    */
   find(candidate: Candidate, options?: { ignoredReference?: string }): Match | undefined;
 }
@@ -98,10 +98,10 @@ export function createDuplicateIndex(wanted: Iterable<ComparedValues>): Duplicat
 // numbers are local ones, which different customers can have, so they are not compared.
 const MIN_PHONE_DIGITS = 9;
 
-// In many countries, a national number begins with a 0, the trunk prefix: 020 7946 0958. That 0 is not
-// dialled after a country code, but people write it there: +44 020 7946 0958. This pattern finds a 0
-// after the codes of countries where such a 0 is never part of the number. Italy (39) is not in the
-// list. The 0 is ignored only in the comparison. The number is sent as it was written.
+// In many countries, a national number begins with a 0, the trunk prefix: 020 7946 0958. That 0 is
+// not dialled after a country code, but people write it there: +44 020 7946 0958. This pattern
+// finds a 0 after the codes of countries where such a 0 is never part of the number. Italy (39) is
+// not in the list. The 0 is ignored only in the comparison. The number is sent as it was written.
 const TRUNK_ZERO =
   /^(\+(?:27|3[123]|353|358|41|43|44|46|49|61|62|63|64|66|81|82|84|86|90|91|92|94))[\s.-]*0/;
 

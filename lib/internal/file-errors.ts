@@ -27,8 +27,8 @@ const NEXT_STEPS: Record<string, string> = {
 };
 
 /**
- * Creates the error `Cannot <action> "<path>": <message of the system>`, for example
- * `Cannot save "database.db": ENOSPC: no space left on device, write`. Returns a SyncError unchanged.
+ * Creates the error `Cannot <action> "<path>": <message of the system>`, for example `Cannot save
+ * "database.db": ENOSPC: no space left on device, write`. Returns a SyncError unchanged.
  */
 export function createFileError(
   action: string,

@@ -133,8 +133,8 @@ export async function readDatabaseFile(
     // value, so the two are never equal and the loop waits.
     if (readFingerprint(path) === fingerprint) return { bytes, fingerprint };
     if (performance.now() - startedAt > WAIT_MS) {
-      // With these statements, sqlite3 completes or undoes what a stopped program has left, and removes
-      // its -wal, -shm or -journal file.
+      // With these statements, sqlite3 completes or undoes what a stopped program has left, and
+      // removes its -wal, -shm or -journal file.
       const sql = "PRAGMA journal_mode = DELETE; SELECT count(*) FROM sqlite_schema";
       throw createBusyError(
         path,

@@ -53,8 +53,8 @@ const EDGE_CHARACTER =
 const EDGES = new RegExp(`^${EDGE_CHARACTER}+|${EDGE_CHARACTER}+$`, "gu");
 
 // The characters that people type, or programs insert, in place of a hyphen: dashes of every length
-// and the minus sign. Between digits, the Japanese long vowel sign is a hyphen too, because both are
-// on one key of a Japanese keyboard. The wave dash is not in the list, because it means "to".
+// and the minus sign. Between digits, the Japanese long vowel sign is a hyphen too, because both
+// are on one key of a Japanese keyboard. The wave dash is not in the list, because it means "to".
 const DASHES =
   /[\u2010-\u2015\u2212\u2043\u02d7\ufe58\ufe63\uff0d]|(?<=[0-9])[\u30fc\uff70](?=[0-9])/gu;
 
@@ -106,7 +106,8 @@ export function normalizeCell(
 ): Normalized {
   if (value instanceof Uint8Array && value.length > 0)
     return { problem: "holds bytes (a BLOB): store it as text" };
-  // Only a column with a numeric type returns a number with a fraction. A TEXT column returns the text
+  // Only a column with a numeric type returns a number with a fraction. A TEXT column returns the
+  // text
   // 12065550100.0, which the checks below find.
   if (typeof value === "number" && !Number.isSafeInteger(value))
     return { problem: "is a number with a fraction or with too many digits: store it as text" };
@@ -192,9 +193,9 @@ function normalizePhone(raw: string): Normalized {
   const problem = hasFraction(text) ? DECIMAL_NUMBER_PROBLEM : findSpreadsheetProblem(text);
   if (problem !== undefined) return { problem };
 
-  // removeTrunkZero removes a (0) after most country codes. A (0) at the beginning is the prefix of a
-  // national number. With any other (0), inside the number or after the code of Italy or San Marino,
-  // it is unclear whether the 0 has to be dialled.
+  // removeTrunkZero removes a (0) after most country codes. A (0) at the beginning is the prefix of
+  // a national number. With any other (0), inside the number or after the code of Italy or San
+  // Marino, it is unclear whether the 0 has to be dialled.
   const dialled = removeTrunkZero(text);
   const hasAmbiguousZero = /.\(0\)/.test(dialled); // The dot: not at the beginning.
   if (hasAmbiguousZero)
@@ -202,8 +203,8 @@ function normalizePhone(raw: string): Normalized {
       problem: `is invalid: the (0) is ambiguous, write the digits to dial, ${PHONE_EXAMPLE}`,
     };
 
-  // The prefix in front of a country code is + everywhere, but 00 or 011 only in some countries. With
-  // less than ten digits after it, 011 can be the area code of Turin.
+  // The prefix in front of a country code is + everywhere, but 00 or 011 only in some countries.
+  // With less than ten digits after it, 011 can be the area code of Turin.
   const phone = dialled.replace(/[^+0-9]/g, "");
   const hasOtherPrefix = /^\+?00/.test(phone) || /^011[0-9]{10}/.test(phone);
   // No country code begins with 0.
@@ -216,7 +217,8 @@ function normalizePhone(raw: string): Normalized {
   const hasPhoneCharacters = /^[(+]*[0-9][0-9\p{Zs}().-]*$/u.test(dialled);
   if (hasPhoneCharacters && /^\+?[0-9]{9,16}$/.test(phone)) return { text: phone };
 
-  // If the text seems to have an extension, as in 206-555-0100 x5, the message says to leave it out.
+  // If the text seems to have an extension, as in 206-555-0100 x5, the message says to leave it
+  // out.
   const hasExtension = /[0-9]{4}.*[\p{L}#,;]/u.test(text);
   const digits = hasExtension ? "9 to 16 digits without an extension" : "9 to 16 digits";
   return reject(`${digits}, ${PHONE_EXAMPLE}`, text, STRANGE);

@@ -32,8 +32,8 @@ type Ids = Set<string | undefined>;
  * Yields the pages of a search in any order, and then an empty page with the final missing count.
  * @param search reads one slice page by page, oldest customer first
  * @param options.concurrency a large search is divided into about twice as many slices
- * @param options.divideUntil the end of the time to divide if the filter has no end, in milliseconds
- *   since 1970. The last slice has no end then, so later customers are returned too
+ * @param options.divideUntil the end of the time to divide if the filter has no end, in
+ *   milliseconds since 1970. The last slice has no end then, so later customers are returned too
  */
 export async function* readInParallel(
   search: (filter: Filter) => AsyncGenerator<Page>,
@@ -66,15 +66,15 @@ export async function* readInParallel(
       const totalRemaining = Math.max(total - allIds.size, 0);
       emit({ customers: page.customers, count: total, missingCount: totalRemaining });
 
-      // Divide a slice until at most half of total / concurrency remains in it. With larger slices, one
-      // that has more customers than estimated would be read alone at the end.
+      // Divide a slice until at most half of total / concurrency remains in it. With larger slices,
+      // one that has more customers than estimated would be read alone at the end.
       const maxRemaining = Math.max(SMALL_SLICE, total / (2 * options.concurrency));
       if (remaining <= maxRemaining) continue;
       const slices = divideRest(range, page.customers, remaining, options.divideUntil);
       if (slices.length === 0) continue;
       const results = await Promise.all(slices.map((slice) => readSlice(slice, emit)));
-      // Compare the count of this slice with the ids of its own pages and of both new slices. Otherwise
-      // a customer that neither new slice has counted would not be noticed.
+      // Compare the count of this slice with the ids of its own pages and of both new slices.
+      // Otherwise a customer that neither new slice has counted would not be noticed.
       for (const result of results) for (const id of result.ids) ids.add(id);
       // A customer that a new slice has counted and not returned is missing in this comparison too.
       // Adding the missing counts would count it twice, so take the largest.
@@ -116,9 +116,9 @@ function divideRest(
   const { endAt } = range;
   const end = endAt ? Date.parse(endAt) : divideUntil;
 
-  // Estimate where half of the rest ends, as if the rest were as dense as this page. The middle of the
-  // time alone would be a bad place: after an import, most customers can be in the first day, and
-  // nearly all of them would be in the first slice.
+  // Estimate where half of the rest ends, as if the rest were as dense as this page. The middle of
+  // the time alone would be a bad place: after an import, most customers can be in the first day,
+  // and nearly all of them would be in the first slice.
   const halfOfRestMs = ((last - first) / page.length) * (rest / 2);
   // The rest can be less dense than this page. So cut at the middle of the time at the latest.
   const halfOfTimeMs = (end - last) / 2;

@@ -118,8 +118,8 @@ function describeWaitingRows(
   for (const { localId, outcome, reason } of rows) {
     if (reason === null) continue;
     const text = `row ${localId} is ${OUTCOME_WORDS[outcome]}: ${reason}`;
-    // A row that is done has a reason only if somebody edited it after it was sent, and Square's value
-    // replaced the edit. That is a warning, so it is printed with --quiet too.
+    // A row that is done has a reason only if somebody edited it after it was sent, and Square's
+    // value replaced the edit. That is a warning, so it is printed with --quiet too.
     if (outcome === "created" || outcome === "linked") context.warn(text);
     else reasons.push(text);
   }

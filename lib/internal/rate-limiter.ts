@@ -22,8 +22,8 @@ export interface RateLimiter {
   /**
    * Reports that a request has ended. After a 429, this pauses all requests, and lowers the rate of
    * those that follow.
-   * @param result `accepted` if Square executed the request; for a 429 the time of Retry-After, or 0
-   *   without that header; `failed` after any other failure
+   * @param result `accepted` if Square executed the request; for a 429 the time of Retry-After, or
+   *   0 without that header; `failed` after any other failure
    */
   release(result: "accepted" | "failed" | { pauseMs: number }): void;
 }
@@ -70,8 +70,8 @@ export function createRateLimiter(
       }
       nextStartAt = now + gapMs;
       // Within RECOVERY_MS, about RECOVERY_MS / gapMs requests start. Each shortens the gap by the
-      // fraction gapMs / RECOVERY_MS. Together they shorten it to about a third (1/e), whether the gap
-      // is long or short.
+      // fraction gapMs / RECOVERY_MS. Together they shorten it to about a third (1/e), whether the
+      // gap is long or short.
       gapMs *= 1 - gapMs / RECOVERY_MS;
     },
     release(result) {

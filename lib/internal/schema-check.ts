@@ -182,7 +182,8 @@ export function createSchemaError(path: string, problem: string, nextStep: strin
 function findForeignTable(db: Database, tables: TableRules[]): SchemaProblem | undefined {
   const nextStep = "another file with --db";
   for (const { name, markers } of tables) {
-    // Check for a view or virtual table first, because sql.js cannot read the columns of all of them.
+    // Check for a view or virtual table first, because sql.js cannot read the columns of all of
+    // them.
     const sql = `SELECT iif(type = 'view', 'view', 'virtual table') AS kind FROM sqlite_master
       WHERE lower(name) = lower(?) AND (type = 'view' OR sql LIKE 'CREATE VIRTUAL%')`;
     const [other] = readRows(db, sql, [name]);
@@ -361,8 +362,8 @@ function describeBroken(
 }
 
 // Finds the trigger or index that makes a statement fail, because SQLite's reason does not name it.
-// Drops them one after the other until SQLite can prepare the statement. The last one was the cause.
-// Then restores all of them with a rollback.
+// Drops them one after the other until SQLite can prepare the statement. The last one was the
+// cause. Then restores all of them with a rollback.
 function findCulprit(
   db: Database,
   table: string,

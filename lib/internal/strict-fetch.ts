@@ -279,8 +279,8 @@ function isCompletePage({ customers, cursor, count, ...others }: Record<string, 
 }
 
 /**
- * Lists the keys under which a bulk reply must have an entry: the ids of a bulk-retrieve request, or
- * the idempotency keys of a bulk-create request.
+ * Lists the keys under which a bulk reply must have an entry: the ids of a bulk-retrieve request,
+ * or the idempotency keys of a bulk-create request.
  */
 function listRequestedKeys(request: unknown): string[] {
   const sent = parseJson(String(request));

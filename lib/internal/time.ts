@@ -60,7 +60,8 @@ function parseDuration(text: string): number | undefined {
 
 /** @returns milliseconds since 1970, or undefined if the text is not a date or time that exists */
 function parseDate(text: string): number | undefined {
-  // Date.parse reads a time without Z or an offset as local time. So a date alone is local midnight.
+  // Date.parse reads a time without Z or an offset as local time. So a date alone is local
+  // midnight.
   const [, date, time = "T00:00:00"] = DATE_OR_TIME.exec(text) ?? [];
   if (date === undefined || !isRealDate(date)) return undefined;
   const ms = Date.parse(date + time);

@@ -44,8 +44,8 @@ export function move2018Rows(
   // A blank id becomes NULL. Rows with a blank id are different customers, so each of them is
   // moved.
   const id = "nullif(trim(id), '')";
-  // All customers of the 2018 table came from Square. A row without a time in synced_at would look as if
-  // its id did not.
+  // All customers of the 2018 table came from Square. A row without a time in synced_at would look
+  // as if its id did not.
   const syncedAt = buildTimeExpression("synced_at");
   const isSynced = `coalesce(${syncedAt}, '') LIKE '____-__-__%'`;
   const values = COLUMNS.map((column) => {

@@ -58,8 +58,8 @@ const ENVIRONMENTS = ["sandbox", "production", "offline"];
 /**
  * Adds missing columns, and renames the tables that have to be replaced.
  * @param apiNames the name in Square's API of the field that a column holds
- * @throws SyncError (usage) if the file has the customers table, or one of its columns, under another
- *   name than lib/mapping.ts
+ * @throws SyncError (usage) if the file has the customers table, or one of its columns, under
+ *   another name than lib/mapping.ts
  */
 export function beginUpgrade(
   db: Database,
@@ -136,7 +136,8 @@ export function finishUpgrade(db: Database, expected: ExpectedSchema, upgrade: U
 
 /**
  * Reads the columns of a table from the text of schema.sql. In that file, a table begins with
- * `EXISTS <table> (`. Each column is one line that begins with two spaces. A line `);` ends the table.
+ * `EXISTS <table> (`. Each column is one line that begins with two spaces. A line `);` ends the
+ * table.
  * @returns the definition of each column: its type and its constraints
  */
 export function readSchemaColumns(schema: string, table: string): Map<string, string> {
@@ -168,8 +169,8 @@ function rejectRenamedTable(db: Database, { table, path }: ExpectedSchema): void
 }
 
 // If lib/mapping.ts has a new name for a column, and the file still has the old one, the new column
-// would be empty, and a push would send unpushed rows without its values. The old name is known if it is
-// the name in Square's API.
+// would be empty, and a push would send unpushed rows without its values. The old name is known if
+// it is the name in Square's API.
 function rejectRenamedColumns(
   db: Database,
   { table, columns, path }: ExpectedSchema,
@@ -256,8 +257,8 @@ function moveRows(db: Database, old: RenamedTable, path: string): string {
   const values = oldColumns.map((column) =>
     table.uniqueColumns.includes(column) ? buildBlankAsNull(column) : quoteName(column),
   );
-  // Insert the rows whose key is NULL last, so that SQLite gives them keys that no other row has. If
-  // the old table has no such column, SQLite numbers all rows, and the order does not matter.
+  // Insert the rows whose key is NULL last, so that SQLite gives them keys that no other row has.
+  // If the old table has no such column, SQLite numbers all rows, and the order does not matter.
   const { integerKey } = table;
   const order = oldColumns.includes(integerKey)
     ? `ORDER BY ${integerKey} IS NULL, ${integerKey}`
@@ -328,8 +329,8 @@ function requireDifferentValues(
   if (duplicate === undefined) return;
   const value = String(duplicate.value);
   const rowNumbers = column === integerKey ? "" : ` (${integerKey} ${duplicate.numbers})`;
-  // A row whose number or idempotency key is NULL gets a new one. The id of a customer must not be set
-  // to NULL: the row would be sent to Square as a new customer.
+  // A row whose number or idempotency key is NULL gets a new one. The id of a customer must not be
+  // set to NULL: the row would be sent to Square as a new customer.
   const canBeNull = column === "idempotency_key" || column === integerKey;
   const advice = canBeNull
     ? `set ${column} to NULL in all of them except one`
@@ -373,10 +374,10 @@ function recordAccount(db: Database, path: string): string[] {
   return [`recorded that its customers are from ${environment}`];
 }
 
-// The watermark of a run is the time up to which everything has been read. If the customers table was
-// created again, it lacks the customers that earlier runs have read. If it is a copy that lost its key,
-// it can be an old copy. With the old watermarks, the missing customers would never be read again, and a
-// push could create them a second time.
+// The watermark of a run is the time up to which everything has been read. If the customers table
+// was created again, it lacks the customers that earlier runs have read. If it is a copy that lost
+// its key, it can be an old copy. With the old watermarks, the missing customers would never be
+// read again, and a push could create them a second time.
 function clearWatermarks(db: Database): string[] {
   db.run("UPDATE sync_runs SET watermark = NULL WHERE watermark IS NOT NULL");
   return db.getRowsModified() > 0
