@@ -16,7 +16,9 @@ export const READ_CUSTOMERS = "CUSTOMERS_READ";
 export const WRITE_CUSTOMERS = "CUSTOMERS_WRITE";
 
 /**
- * Creates the client, and checks that the token belongs to the seller of the file's customers.
+ * Creates the client, and checks that the token belongs to the seller of the file's customers. If
+ * the first reply shows that Square's clock is behind ours, context.startedAt becomes Square's
+ * time.
  * @param database the open file; its next update saves the checked account
  * @param options.scopes the permissions that the script needs
  * @param options.concurrency how many requests may run at the same time; by default 1
@@ -37,8 +39,9 @@ export async function createSquareClient(
     maxRetries: MAX_RETRIES,
     fetch: await createStrictFetch(context, options.concurrency ?? 1),
   });
-  // If the merchant id of the token or of the file is unknown, checkAccount looks up some customers
-  // of the file. If Square has none of them, it is the token of another seller.
+  // checkAccount compares the merchant of the token with the merchant of the file. If one of them
+  // is unknown, it looks up some customers of the file instead. If Square has none of them, the
+  // token belongs to another seller.
   const readIds = () => database.query(readSomeIds);
   const stored = database.account;
   const account = await checkAccount(square, context, stored, options.scopes, readIds);

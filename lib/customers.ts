@@ -64,7 +64,8 @@ export interface SaveResult {
 }
 
 // A save keeps `source` and your own columns. A customer that Square returned is not deleted, so
-// the marks of a deletion are cleared.
+// the marks of a deletion are cleared. UPDATE has these parameters: SAVED_COLUMNS, push_error,
+// local_id.
 const SAVED_COLUMNS = [...COLUMNS, "synced_at"];
 const ASSIGNMENTS = [
   ...SAVED_COLUMNS.map((column) => `${column} = ?`),
@@ -81,7 +82,10 @@ const SELECT = `SELECT CAST(local_id AS TEXT) AS local_id, synced_at, deleted_at
 const SELECT_BY_ID = `${SELECT} WHERE id = ?`;
 const SELECT_UNPUSHED = `${SELECT} WHERE local_id = ? AND id IS NULL`;
 
-/** The `push_error` of a row with an opt-out that Square does not have. */
+/**
+ * The `push_error` of a row with an opt-out that Square does not have, because it was created with
+ * --allow-subscribe. See mustKeepOptOut.
+ */
 export const OPT_OUT_NOTE = `${EMAIL_UNSUBSCRIBED} is 1 only in this file: Square has the customer as subscribed`;
 
 /**
@@ -210,8 +214,8 @@ function prepareStatements(db: Database) {
       requireWrittenRow(db);
       return String(selectLastLocalId.get([])[0]);
     },
-    update(values: SqlValue[], note: string | null, localId: string): void {
-      update.run([...values, note, localId]);
+    update(values: SqlValue[], pushError: string | null, localId: string): void {
+      update.run([...values, pushError, localId]);
       requireWrittenRow(db);
     },
     free(): void {
@@ -255,19 +259,20 @@ function listDifferences(stored: LocalRow, customer: CustomerRow): string[] {
 }
 
 /**
- * Lists the columns in which a row has a value that can be sent, or is invalid, and Square has
- * another value. A save replaces these values with those of Square.
- * @param theirs the values that Square has
+ * Lists the columns whose value in the file differs from Square's, so that a save replaces it.
+ * Blank values and fields that are never sent do not count. Values are compared in the form in
+ * which they are sent, and an invalid value as it is.
+ * @param square the values that Square has
  */
-export function listReplacedColumns(stored: LocalRow, theirs: CustomerRow): string[] {
-  const sentValues = normalizeRow(stored);
-  const values = normalizeRow(theirs);
+export function listReplacedColumns(stored: LocalRow, square: CustomerRow): string[] {
+  const fileValues = normalizeRow(stored);
+  const squareValues = normalizeRow(square);
   const replaced: string[] = [];
   for (const { column, sent: isSent } of FIELDS) {
     if (!isSent) continue;
-    // normalizeRow leaves out a value that cannot be sent. Compare it as it is.
-    const value = sentValues[column] ?? String(stored[column] ?? "").trim();
-    if (value !== "" && value !== values[column]) replaced.push(column);
+    // normalizeRow leaves out an invalid value.
+    const value = fileValues[column] ?? String(stored[column] ?? "").trim();
+    if (value !== "" && value !== squareValues[column]) replaced.push(column);
   }
   return replaced;
 }
@@ -316,6 +321,7 @@ function isMarkedDeleted(stored: LocalRow): boolean {
  * Square has it too, and a note in `push_error` marks the row.
  */
 function mustKeepOptOut(stored: LocalRow, customer: CustomerRow): boolean {
+  // For all other rows, Square is the source of truth: there, the customer has subscribed again.
   const isUnpushed = stored.id === null;
   const isMarked = stored.push_error === OPT_OUT_NOTE;
   const hasOptOut = parseOptOut(stored) === true && customer[EMAIL_UNSUBSCRIBED] !== 1;
@@ -422,7 +428,7 @@ export function readLiveCustomers(db: Database): LiveCustomer[] {
  * that were added last.
  */
 export function readSomeIds(db: Database): string[] {
-  // If your own script keeps its customers in another table, the file may not have this one.
+  // A script of your own can use lib with another table, and its file may not have this one.
   if (listColumns(db, TABLE).length === 0) return [];
   const select = (order: string) =>
     `SELECT * FROM (SELECT id FROM ${TABLE} WHERE ${IS_LIVE} ORDER BY local_id ${order} LIMIT 50)`;
@@ -485,12 +491,14 @@ function followMerge(db: Database, id: string, mergedInto: string, hasOptOut: bo
   // If A was merged into B, and B is now merged into C, then A points to C as well.
   db.run(`UPDATE ${TABLE} SET merged_into = ? WHERE merged_into = ?`, [mergedInto, id]);
   // An opt-out that only the file has would be lost with the merged row.
-  if (hasOptOut)
-    db.run(
-      `UPDATE ${TABLE} SET ${EMAIL_UNSUBSCRIBED} = 1, push_error = ?
-       WHERE id = ? AND ${EMAIL_UNSUBSCRIBED} IS NOT 1`,
-      [OPT_OUT_NOTE, mergedInto],
-    );
+  if (!hasOptOut) return;
+  const target = readRows(db, `SELECT 1 FROM ${TABLE} WHERE id = ?`, [mergedInto]);
+  if (target.length === 0) throw new Error(`customer ${mergedInto} is not in the file`);
+  db.run(
+    `UPDATE ${TABLE} SET ${EMAIL_UNSUBSCRIBED} = 1, push_error = ?
+     WHERE id = ? AND ${EMAIL_UNSUBSCRIBED} IS NOT 1`,
+    [OPT_OUT_NOTE, mergedInto],
+  );
 }
 
 /**

@@ -88,7 +88,7 @@ export async function openDatabase(
     requireUndamaged(db, shownPath);
     check(db);
     // A script that works without a Square account has no environment.
-    if (environment !== "") database.account = readSameAccount();
+    if (environment !== "") database.account = checkAccountOfFile();
     fingerprint = file.fingerprint;
   }
 
@@ -96,7 +96,7 @@ export async function openDatabase(
   // only the environment of this run is known. At a later load, the seller of the token is known
   // too: a file that another program has put in the place of the first one must belong to the same
   // seller.
-  function readSameAccount(): StoredAccount | undefined {
+  function checkAccountOfFile(): StoredAccount | undefined {
     // A new file has no tables yet, so it has no account either.
     const stored = mayCreate && isEmpty(db) ? undefined : readAccount(db, shownPath);
     const current = database.account;

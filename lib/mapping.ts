@@ -15,18 +15,18 @@ import { INVALID_UTF8 } from "./internal/utf8.ts";
 export const TABLE = "customers";
 
 // A cell holds a time if it is a text that begins with a date. Any other value counts as NULL, for
-// example an empty text from a CSV, or a 0 that means "not deleted". The SQL and the pattern say
-// the same.
-const TIME_IN_SQL = "GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'";
+// example an empty text from a CSV, or a 0 that means "not deleted". Both constants match the same
+// texts.
+const GLOB_TIME = "GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'";
 const TIME = /^[0-9]{4}-[0-9]{2}-[0-9]{2}/;
 
 /** The SQL condition for rows that are not marked as deleted. */
-export const NOT_DELETED = `coalesce(deleted_at, '') NOT ${TIME_IN_SQL}`;
+export const NOT_DELETED = `coalesce(deleted_at, '') NOT ${GLOB_TIME}`;
 
 /** The SQL condition for rows that were saved from a reply of Square. */
-export const IS_SYNCED = `coalesce(synced_at, '') ${TIME_IN_SQL}`;
+export const IS_SYNCED = `coalesce(synced_at, '') ${GLOB_TIME}`;
 
-/** True if a cell holds a time, as {@linkcode NOT_DELETED} and {@linkcode IS_SYNCED} find it. */
+/** True if a cell holds a time. It is the same test as in NOT_DELETED and IS_SYNCED. */
 export function isTime(value: SqlValue | undefined): boolean {
   return typeof value === "string" && TIME.test(value);
 }
@@ -114,11 +114,17 @@ export const FIELDS: readonly Field[] = [
 ];
 
 /**
- * The name of each field in Square's API, for example `email_address`, by the column that holds it.
- * init-db uses it to recognize a column that was renamed only in FIELDS.
+ * The name that each column has in this kit if nobody renames it: the name of its field in Square's
+ * API, for example `email_address`. init-db uses it to recognize a column that was renamed only in
+ * FIELDS.
  */
 export const API_NAMES: ReadonlyMap<string, string> = new Map(
-  FIELDS.map(({ column, square }) => [column, formatSnakeCase(square).replace(/^address\./, "")]),
+  FIELDS.map(({ column, square }) => [
+    column,
+    formatSnakeCase(square)
+      .replace(/^(address|preferences)\./, "")
+      .replace(".", "_"),
+  ]),
 );
 
 /** The columns of FIELDS, in the order of the table. */
@@ -182,7 +188,8 @@ const ID_COLUMNS = new Set(
 /**
  * Builds the row of a customer that Square returned. A pull must not fail because of one unusual
  * customer. So a value of an unexpected type is kept as text. Exceptions: in an integer column it
- * becomes NULL, and in a boolean column 0.
+ * becomes NULL, and in a boolean column 0. A text in place of an object, such as the address, is
+ * ignored.
  */
 export function buildRow(customer: Square.Customer): CustomerRow {
   const row = { ...BLANK_ROW };
@@ -204,15 +211,14 @@ function copyFields(source: object, prefix: string, row: CustomerRow): void {
 }
 
 /**
- * Lists the names under which a field can arrive. The SDK does not rename a field whose value it
- * does not expect, for example the text `x` for the object `tax_ids`, or a number for the text
- * `eu_vat`.
+ * Lists the names under which a field can arrive. If a value in a reply has an unexpected type, the
+ * SDK leaves some names in snake_case.
  */
 function listNames({ square }: Field): string[] {
   return [
     square, // the normal case: taxIds.euVat
-    formatSnakeCase(square), // the SDK renamed no part: tax_ids.eu_vat
-    square.replace(/[^.]+$/, formatSnakeCase), // it did not rename the last part: taxIds.eu_vat
+    formatSnakeCase(square), // no part is renamed: tax_ids.eu_vat
+    square.replace(/[^.]+$/, formatSnakeCase), // the last part is not renamed: taxIds.eu_vat
   ];
 }
 
@@ -345,7 +351,7 @@ function setField(customer: NewCustomer, field: CreateField, text: string): void
   const [first = "", second] = field.split(".");
   if (second === undefined) Object.assign(customer, { [first]: text });
   else if (first === "address") customer.address = { ...customer.address, [second]: text };
-  else customer.taxIds = { ...customer.taxIds, [second]: text };
+  else customer.taxIds = { ...customer.taxIds, [second]: text }; // the only other object
 }
 
 /** Builds the values that are compared to find possible duplicates. They are cleaned as for sending. */

@@ -102,8 +102,9 @@ function markDone(
 }
 
 /**
- * Puts a row on hold that exists in Square, but that the table does not accept. The row keeps its
- * idempotency key, and its id if that could be saved. With either, no later run creates it again.
+ * Puts a row on hold whose customer exists in Square, but whose values the table rejects. The row
+ * keeps its idempotency key, and its id if that could be saved. Because of these, no later run
+ * creates it again.
  */
 function holdUnsaved(db: Database, row: PushRow, id: string, problem: string): void {
   hold(
@@ -194,7 +195,8 @@ function describeLostEdits(
   customer: Square.Customer,
   outcome: Success["outcome"],
 ): string | null {
-  // A row that was sent once is compared with the data that was sent. A row in doubt can have been
+  // A row that was sent once is compared with the data that was sent, because Square can store a
+  // value in another form, which is not an edit. A row in doubt can have been
   // created by an earlier request, whose data is not known anymore. So it is compared with the
   // customer that Square returned.
   const wasSentOnce = outcome === "created" && !row.inDoubt;

@@ -43,7 +43,7 @@ export interface PushRow {
   comparedValues: ComparedValues;
   /** The row may have been sent, in this run or an earlier one, and the outcome is unknown. */
   inDoubt: boolean;
-  /** Each `reference_id` under which Square may have a row in doubt. Empty for other rows. */
+  /** For a row in doubt: each `reference_id` to search for in Square. Empty for other rows. */
   references: string[];
   /** The row has a `push_error` of an earlier run. */
   hadError: boolean;
@@ -186,9 +186,9 @@ function checkRow(
   }
 
   const candidate = { localId: row.localId, id: null, ...buildComparedValues(stored) };
-  // If this row is in doubt, a pull may have inserted its customer as a second row, for example
-  // because the reference_id was not unique at that time. The second row has the reference_id of
-  // this row. It is not a duplicate but the same customer, so ignore it in the comparison.
+  // Example: row 7 was sent, and the reply was lost. A pull could not link the customer, and
+  // inserted it as row 12, which has the reference_id of row 7. Row 12 is not a duplicate of row 7,
+  // but its customer. So a row in doubt is not compared with rows that have its reference_id.
   const options = row.inDoubt ? { ignoredReference: chooseReferenceId(row) } : {};
   const match = duplicates?.find(candidate, options);
   if (match !== undefined) {
@@ -339,7 +339,11 @@ function hasChangedValues({ comparedValues, idempotencyKey }: PushRow, stored: L
   );
 }
 
-/** Reads a row as it is in the file now; undefined when it was removed or has an id. */
+/**
+ * Reads a row as it is in the file now, by its idempotency key. Another program can have given its
+ * local_id to another row.
+ * @returns undefined if the row was removed, marked as deleted, or has an id
+ */
 export function readUnpushedRow(db: Database, { idempotencyKey }: PushRow): LocalRow | undefined {
   const sql = `SELECT *, CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
     WHERE idempotency_key = ? AND id IS NULL AND ${NOT_DELETED}`;

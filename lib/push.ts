@@ -56,6 +56,7 @@ export async function linkRowsInDoubt(
 /**
  * Searches for the customer that has one of the references. A `reference_id` is not unique in
  * Square. If two customers are found, it is unknown which one is the row, so neither is returned.
+ * The row is then sent again with its idempotency key, for which Square returns the right one.
  */
 async function findByReference(
   square: SquareClient,

@@ -26,10 +26,10 @@ import { buildTimeRange } from "./window.ts";
 // BulkRetrieveCustomers accepts at most this many ids in one request.
 const MAX_IDS = 100;
 
-// Reading a slice takes one request for each page. Dividing it takes about three requests for each
-// customer that only one side has. A small slice is read if that takes fewer requests. A large
-// slice is always divided, because such customers are often next to each other, for example after a
-// wrong import was deleted.
+// Dividing a slice takes about 3 requests for each customer that only one side has. Reading it
+// takes one request for each page. A slice of at most 8 pages is read if that takes fewer requests.
+// A larger one is always divided, because the differing customers are often next to each other, for
+// example after a wrong import was deleted.
 const SMALL_SLICE_PAGES = 8;
 const REQUESTS_PER_DIFFERENCE = 3;
 
@@ -85,8 +85,8 @@ interface CountedSlice extends Slice {
  * @param options.createdBefore compares only customers created before this time, in milliseconds
  *   since 1970. Search may not return a customer that was created a moment ago
  * @param options.concurrency how many slices are counted or read at the same time
- * @param options.filter compares only customers that match these conditions. Use the filter of the
- *   pulls: otherwise, customers that the pulls leave out count as missing in the file
+ * @param options.filter counts only customers of Square that match these conditions. Use the filter
+ *   of the pulls: otherwise, customers that the pulls leave out count as missing in the file
  */
 export async function compareWithSquare(
   square: SquareClient,

@@ -100,7 +100,10 @@ export function requireCompletePull(db: Database, context: RunContext, pull: str
     "SELECT watermark FROM sync_runs WHERE script = ? AND watermark = started_at",
     [pull],
   );
-  if (!completeRuns.some(({ watermark }) => isZonedTime(watermark)))
+  // A watermark in the future was saved with a wrong clock. It proves nothing.
+  const isValid = ({ watermark }: Record<string, SqlValue>) =>
+    isZonedTime(watermark) && Date.parse(watermark) <= context.startedAt;
+  if (!completeRuns.some(isValid))
     throw new SyncError(
       "usage",
       `Cannot run ${context.script}: ${pull} has not read all customers of Square into "${context.databasePath}" yet`,
@@ -127,8 +130,9 @@ export function requirePullForPush(db: Database, context: RunContext, pull: stri
  * @throws SyncError (usage)
  */
 function requireRowsOfPull(db: Database, context: RunContext, pull: string): void {
-  // After a run that has read all customers, the file had as many as that run fetched. Later runs
-  // have added theirs. If no run has read all in one go, count all runs.
+  // Begin with the last run that read everything in one window. The file then had as many customers
+  // as that run fetched. Add the customers that later runs inserted or created. Without such a run,
+  // add up all runs.
   const [last] = readRows(
     db,
     `SELECT id, fetched FROM sync_runs
@@ -144,7 +148,7 @@ function requireRowsOfPull(db: Database, context: RunContext, pull: string): voi
     throw new SyncError(
       "usage",
       `Cannot run ${context.script}: "${context.databasePath}" has only ${existing} of the ${saved} customers that were saved in it`,
-      context.commandFor(pull, "--since all") ?? `run ${pull} --since all first`,
+      `${context.commandFor(pull, "--since all") ?? `run ${pull} --since all`}; or --skip-pull-check, if they were removed on purpose`,
     );
 }
 

@@ -41,8 +41,8 @@ CREATE TABLE IF NOT EXISTS customers (
   source TEXT,                            -- your label for where an unpushed row came from
   synced_at TEXT,                         -- when the row was last saved from a reply of Square
   idempotency_key TEXT UNIQUE,            -- stored before the row is first sent to Square
-  -- Why the last push rejected the row or put it on hold. It also marks a row that was created with
-  -- --allow-subscribe: email_unsubscribed is 1 here, but Square has the customer as subscribed.
+  -- Why the last push rejected the row or put it on hold. Also a note on a row that was created with
+  -- --allow-subscribe: email_unsubscribed is 1 in the row, but Square has the customer as subscribed.
   push_error TEXT,
   deleted_at TEXT,                        -- when it was found deleted in Square; NULL = it exists
   merged_into TEXT                        -- id of the customer that it was merged into in Square

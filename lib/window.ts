@@ -70,7 +70,8 @@ export function computeNextWatermark(
   const started = formatTime(startedAt);
   const end = window.until !== null && window.until < started ? window.until : started;
   // With --until, the window can end before the old watermark. Keep the old watermark then, because
-  // everything up to it has been read. A watermark in the future was saved with a wrong clock.
+  // everything up to it has been read. Exception: a watermark in the future was saved with a wrong
+  // clock, so it is replaced.
   const isInFuture = watermark !== null && watermark > started;
   if (watermark !== null && !isInFuture && watermark > end) return watermark;
   return end;

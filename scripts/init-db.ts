@@ -15,10 +15,10 @@
  *     deno run --no-prompt --ignore-env --allow-env=DATABASE_PATH --allow-read=. \
  *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/init-db.ts
  *
- * With --ignore-env, Deno treats all other variables as unset. Without it, the script would fail,
- * because the packages that it uses look for variables of their own.
- * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write.
- * Exit codes: 0 done, 1 failed, 2 wrong usage, 75 file busy, 130/143 stopped.
+ * Deno may read only DATABASE_PATH. With --ignore-env, every other variable looks unset. Without
+ * it, the script would fail, because its packages look for other variables. With --db shop.db, name
+ * shop.db, shop.db.tmp and shop.db.lock in --allow-write. Exit codes: 0 done, 1 failed, 2 wrong
+ * usage, 75 file busy, 130/143 stopped.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { resolve } from "node:path";
@@ -47,8 +47,8 @@ const manual = {
 
 await runScript(manual, async (context) => {
   const path = context.databasePath;
-  const expected = { table: TABLE, columns: COLUMNS, path };
-  const isNew = !existsSync(path);
+  const expected = { table: TABLE, columns: COLUMNS, path }; // The path is only for messages.
+  const wasMissing = !existsSync(path);
 
   // Stop before changing anything if this script cannot repair the file. For example, the file is
   // from a newer version, or its table named customers belongs to another program.
@@ -63,7 +63,8 @@ await runScript(manual, async (context) => {
   // unchanged.
   const result = await database.update((db) => {
     // Add the columns that an older table lacks. SQLite cannot add a primary key to a table, so a
-    // table without one is renamed, and schema.sql creates it again.
+    // table without one is renamed, and schema.sql creates it again. API_NAMES shows if a column
+    // was renamed in lib/mapping.ts only.
     const upgrade = beginUpgrade(db, SCHEMA, expected, API_NAMES);
     // Create the tables that do not exist.
     runSchema(db, SCHEMA);
@@ -81,6 +82,7 @@ await runScript(manual, async (context) => {
   const { createdTables, addedColumns } = result;
   const additions = createdTables.length > 0 ? [`added ${joinWords(createdTables)}`] : [];
   const done = [...additions, ...result.changes];
+  const isNew = wasMissing && createdTables.length > 0;
 
   // A new column that holds a field of Square is empty in the old rows until they are pulled again.
   // The names in addedColumns begin with the table, for example customers.nickname.

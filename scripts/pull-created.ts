@@ -51,7 +51,7 @@ await runScript(manual, async (context) => {
   const { options } = context;
 
   // The file stays locked until the script ends. A second script waits for it for a few seconds,
-  // and then ends with exit code 75.
+  // and then ends with exit code 75. Other programs do not know the lock.
   const database = await openDatabase(context);
 
   // Square's search shows a customer some seconds or minutes late. The window therefore starts five
@@ -64,13 +64,13 @@ await runScript(manual, async (context) => {
   // example creationSource: { values: ["INSTANT_PROFILE"], rule: "EXCLUDE" }.
   const filter: Filter = { createdAt: buildTimeRange(window) };
 
-  // If Square's clock is behind ours, the client sets context.startedAt to Square's time.
   const { concurrency } = options;
   const scopes = [READ_CUSTOMERS];
+  // From now on, context.startedAt is Square's time, if Square's clock is behind ours.
   const square = await createSquareClient(context, database, { scopes, concurrency });
-  // To read a large result in parallel, searchCustomers divides the time up to divideUntil into
-  // slices of creation time, which never changes. The last slice has no end, so no customer is left
-  // out.
+  // A large result is read in parallel, in slices of creation time. searchCustomers divides the
+  // time up to divideUntil. Customers that are created later are in the last slice, which has no
+  // end.
   const search = { concurrency, divideUntil: context.startedAt };
   const customers = new Map<string, CustomerRow>();
   let missingCount = 0;

@@ -98,8 +98,8 @@ await runScript(manual, async (context) => {
   const { checked, missingInSearch, missingInFile } = comparison;
   const answers = await lookUpCustomers(square, [...missingInSearch, ...missingInFile]);
 
-  // The customers to save: those that still exist, and those that others were merged into. For two
-  // ids that were merged into one customer, Square returns it twice. The map keeps it once.
+  // The customers to save. For a merged id, answer.customer is the customer that it was merged
+  // into. Two ids can lead to the same customer, and the map keeps it once.
   const present = new Map<string, CustomerRow>();
   for (const answer of answers.values()) {
     if (answer.outcome === "deleted") continue;

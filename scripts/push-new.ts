@@ -54,7 +54,7 @@ const manual = {
       default: MAX_BATCH_SIZE,
     },
     "allow-duplicates": flag("Send possible duplicates too"),
-    "allow-subscribe": flag("Send unsubscribed rows, as subscribed"),
+    "allow-subscribe": flag("Create unsubscribed rows as subscribed"),
     "skip-pull-check": flag("Push without a complete pull-created"),
   },
   examples: [
@@ -72,8 +72,9 @@ await runScript(manual, async (context) => {
   const { source, limit, "dry-run": isDryRun = false, "batch-size": batchSize } = options;
   const database = await openDatabase(context);
 
-  // If a customer of Square is missing in the file, a push can create it a second time. So require a
-  // complete pull whose rows are still in the file, and warn if it is old.
+  // If a customer of Square is missing in the file, a push can create it a second time. So require
+  // that pull-created has read all customers, and that they are still in the file. Warn if that was
+  // long ago.
   if (!options["skip-pull-check"])
     database.query((db) => requirePullForPush(db, context, "pull-created"));
 
@@ -115,16 +116,16 @@ await runScript(manual, async (context) => {
   });
 
   // linkRowsInDoubt and createCustomers set the outcome of each row, and save it before the next
-  // batch begins. If the script is killed, only the rows of one batch are in doubt. The next run
-  // looks these up. If search does not return a row, it is sent again with its stored idempotency
-  // key. If Square knows that key, it returns the customer that it created before, and not a second
-  // one.
+  // batch begins. If the script is killed, the outcome of one batch is unknown. The file does not
+  // record which one, so the next run looks up all rows that have a key and no id. If search does
+  // not return a row, it is sent again with its stored key. If Square knows that key, it returns
+  // the customer that it created before, and not a second one.
   const due = rows.filter(needsRequest);
   const useBulk = batchSize > 1;
   let done = 0;
   for (const batch of divideIntoBatches(due, batchSize)) {
-    // There is no client yet if the preview had no rows to send. Another program can have added one
-    // since then.
+    // If the preview had no rows to send, there is no client yet. Another program can have added a
+    // row since the preview.
     square ??= await createSquareClient(context, database, { scopes });
     await linkRowsInDoubt(square, database, batch);
     // The selection is needed again, because rows are checked once more right before they are sent.

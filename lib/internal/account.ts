@@ -156,11 +156,11 @@ export async function checkAccount(
   const status = await retrieveTokenStatus(square, context);
   const fileMerchantId = stored?.merchantId ?? null;
   if (status !== "no answer") requireScopes(status, scopes);
-  // The merchant of the token is unknown if Square did not answer, or answered without a merchant.
-  // The file then keeps its merchant. Otherwise the token of another seller would be accepted next
-  // time.
-  const isMerchantUnknown = status === "no answer" || status.merchantId === null;
-  if (status === "no answer" || (isMerchantUnknown && fileMerchantId !== null)) {
+  // In two cases, it is not proven that the token belongs to the merchant of the file:
+  // - Square did not answer.
+  // - Square answered without a merchant, and the file has one. The file must keep it. Otherwise
+  //   the token of another seller would be accepted next time.
+  if (status === "no answer" || (status.merchantId === null && fileMerchantId !== null)) {
     // Keep the result of an earlier check of this token. If the token has expired since, Square
     // rejects the next request, and nothing is mixed up.
     if (checked !== undefined) return checked;
@@ -180,7 +180,7 @@ export async function checkAccount(
   };
   requireSameAccount(context.databasePath, stored, account);
   // The file has no merchant to compare: it is of version 1, or was filled while the token could
-  // not be checked.
+  // not be checked. If an earlier run has checked this token, it has made this comparison already.
   if (checked === undefined && fileMerchantId === null)
     await requireKnownCustomer(square, context, readSomeIds());
   if (stored !== undefined && stored.merchantId === null && account.merchantId !== null)

@@ -93,8 +93,8 @@ export interface Result {
   /** A line for each changed row. They are printed to stderr, and only with --verbose. */
   details?: readonly string[] | undefined;
   /**
-   * A line for each row that was not done, and why. They are printed to stderr, except with
-   * --quiet.
+   * A line for each row that was refused, is on hold, or was not sent, with the reason. They are
+   * printed to stderr, except with --quiet.
    */
   reasons?: readonly string[] | undefined;
   /**
@@ -191,9 +191,10 @@ async function execute<O extends OptionSet>(
       reporter.progress?.show(done, total);
     },
     commandFor(script, args = "") {
-      // The suggested command has to work on the same file as this run.
+      // The suggested command has to work on the same file as this run. It finds the path by itself
+      // in `.env`. A variable of the environment may be set for this run only.
       const path = db ?? process.env.DATABASE_PATH;
-      if (!path || args.includes("--db")) return buildCommand(script, args);
+      if (!path) return buildCommand(script, args);
       return buildCommand(script, `--db ${quoteArgument(path)} ${args}`.trim());
     },
   };
@@ -262,8 +263,8 @@ function formatSummary(context: RunContext, summary: string, needsSquare: boolea
   const where = needsSquare ? [square.environment] : [];
   let prefix = "";
   if (!process.stdout.isTTY) {
-    const timeInSeconds = new Date().toISOString().replace(/\.\d+Z$/, "Z");
-    prefix = `${timeInSeconds} `;
+    const timeWithoutMs = new Date().toISOString().replace(/\.\d+Z$/, "Z");
+    prefix = `${timeWithoutMs} `;
     where.push(databasePath);
   }
   const parentheses = where.length > 0 ? ` (${where.join(", ")})` : "";

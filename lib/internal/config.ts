@@ -76,15 +76,10 @@ export async function readConfiguration(
       : { name: "--db", value: dbOption, source: "--db" };
   const problems = checkDatabasePath(database);
 
-  // A `.env` in a wrong encoding is always reported. One that cannot be read at all is reported
-  // only if a required setting is in no other place, because the setting may be in that file.
-  // Otherwise `.env` does not matter: Deno may have no permission to read it, or a container may
-  // have a folder with this name. DATABASE_PATH is required here although it has a default, because
-  // `.env` may name another database.
+  // DATABASE_PATH is required here although it has a default, because an unreadable `.env` may name
+  // another database.
   const required = needsSquare ? [database, read("SQUARE_ACCESS_TOKEN")] : [database];
-  const isFileNeeded = required.some(({ source }) => source === "nowhere");
-  const isFileIgnored = file.isUnreadable && !isFileNeeded;
-  const fileProblem = isFileIgnored ? undefined : file.problem;
+  const fileProblem = findFileProblem(file, required);
 
   let square: SquareSettings = { environment: "", token: "", baseUrl: "" };
   if (fileProblem !== undefined) {
@@ -104,6 +99,15 @@ export async function readConfiguration(
     throw new SyncError("usage", `Cannot start: ${texts.join("; ")}`, [...fixes].join("; "));
   }
   return { databasePath: database.value || DEFAULT_DATABASE, square };
+}
+
+/** Returns the problem of `.env` to report, if there is one. */
+function findFileProblem(file: EnvFile, required: readonly Setting[]): Problem | undefined {
+  // A file in a wrong encoding has settings that would silently be missing.
+  if (!file.isUnreadable) return file.problem;
+  // A file that cannot be read matters only if a required setting is in no other place. Otherwise
+  // Deno may have no permission to read it, or a container may have a folder with this name.
+  return required.some(({ source }) => source === "nowhere") ? file.problem : undefined;
 }
 
 // Removes spaces and carriage returns around a token, an environment or a URL. They are never part

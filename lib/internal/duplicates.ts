@@ -39,7 +39,7 @@ export interface DuplicateIndex {
   add(candidate: Candidate): void;
   /**
    * Finds the first other row with the same email address, phone number or reference id.
-   * @param options.ignoredReference the reference id of a candidate that was sent and whose outcome
+   * @param options.ignoredReference the reference id with which a candidate was sent whose outcome
    *   is unknown. If Square has created the candidate, a pull may have saved the customer as
    *   another row with this reference id. That row is not a duplicate, so it is ignored
    */

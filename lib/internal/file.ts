@@ -266,6 +266,8 @@ function copyAccess(path: string, temporary: string): string | undefined {
   if (newAccess === oldAccess) return undefined;
   const change = `${oldAccess} becomes ${newAccess}`;
   if (hasSameUsers(old, copy)) return `the owner or mode of "${path}" cannot be kept: ${change}`;
+  // If the owner is the same, the group could not be kept, because only a member of a group may
+  // give it a file. Otherwise the owner could not be kept, because only root may change it.
   const nextStep =
     copy.uid === old.uid
       ? `give the file a group that you are a member of: chgrp "$(id -g)" "${path}"`

@@ -165,9 +165,8 @@ function createLockFile(path: string, owner: string): boolean {
     return true;
   } catch (error) {
     if (codeOf(error) === "EEXIST") return false;
-    // The lock file is the first file that a script writes. If its folder does not exist, the value
-    // of
-    // --db is wrong.
+    // The lock file is the first file that a script writes. If its folder does not exist, --db is
+    // wrong.
     const isFolderMissing = ["ENOENT", "ENOTDIR"].includes(codeOf(error));
     throw createFileError("lock", path, error, isFolderMissing ? "usage" : "failed");
   }

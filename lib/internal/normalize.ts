@@ -106,9 +106,8 @@ export function normalizeCell(
 ): Normalized {
   if (value instanceof Uint8Array && value.length > 0)
     return { problem: "holds bytes (a BLOB): store it as text" };
-  // Only a column with a numeric type returns a number with a fraction. A TEXT column returns the
-  // text
-  // 12065550100.0, which the checks below find.
+  // A number with a fraction comes from a column with a numeric type. From a TEXT column, the same
+  // cell is the text 12065550100.0, which the checks below find.
   if (typeof value === "number" && !Number.isSafeInteger(value))
     return { problem: "is a number with a fraction or with too many digits: store it as text" };
   const raw = value === null || value === undefined ? "" : String(value);
@@ -238,8 +237,9 @@ function hasFraction(phone: string): boolean {
 
 /**
  * Removes a (0) that follows a country code. In +44 (0)20, the 0 is dialled only within the
- * country, without the 44. In Italy (39) and San Marino (378), the 0 is part of the number and is
- * dialled from abroad too, so the (0) stays.
+ * country, without the 44. In Italy (39) and San Marino (378), the 0 of a landline is dialled from
+ * abroad too, and mobile numbers have none. So the (0) stays there, and normalizePhone rejects the
+ * number.
  */
 export function removeTrunkZero(text: string): string {
   const match = /^(\(?(?:\+|00)?([1-9][0-9]{0,2})\)?[\s.-]*)\(0\)(.*)$/s.exec(text);

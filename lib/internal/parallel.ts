@@ -20,7 +20,10 @@ const SLICE_OVERLAP_MS = 1_000;
 interface Page {
   customers: Square.Customer[];
   count: number;
-  /** How many counted customers were not returned yet. After the last page, they are missing. */
+  /**
+   * How many counted customers were not returned. Before the last page they are still to come,
+   * after it they are missing.
+   */
   missingCount: number;
 }
 

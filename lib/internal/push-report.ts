@@ -9,7 +9,10 @@ interface ReportedRow {
   localId: string;
   /** `later`: the row was not sent, or Square did not answer for it. A later run tries again. */
   outcome: "ready" | "created" | "linked" | "refused" | "held" | "later";
-  /** Why a row is on hold, as HoldReason of lib/prepare.ts. It decides what the report suggests. */
+  /**
+   * Why a row is on hold. It decides what the report suggests. `edited`: the row was changed after
+   * it was sent. `not saved`: the customer is in Square, but the table rejected it.
+   */
   holdReason: "duplicate" | "opt-out" | "edited" | "not saved" | null;
   /** It was sent before and its outcome is unknown, so a push looks it up first. */
   inDoubt: boolean;
@@ -53,7 +56,10 @@ export function describePush(
   const { created, linked, refused, held, later } = countOutcomes(rows);
   const outcomes = formatCounts({ created, linked, refused, held }) || "none is done";
   const selected = formatNumber(rows.length, "row");
-  const done = rows.filter(({ outcome }) => outcome === "created" || outcome === "linked");
+  const done = rows.filter(isDone);
+  // A created or linked row has a reason only if somebody edited it after it was sent, and Square's
+  // value replaced the edit. That is a warning, so it is printed with --quiet too.
+  for (const row of done) if (row.reason !== null) context.warn(formatReason(row, row.reason));
   return {
     ...describeWaitingRows(context, rows, rowsWithOwnId),
     summary: rows.length === 0 ? "no rows to push" : `${selected} selected: ${outcomes}`,
@@ -108,21 +114,15 @@ export function describeDryRun(
   };
 }
 
-/** Builds the part of the result that is about the rows that were not done. */
+/** Builds the part of the result that is about rows that wait for a person or for a later run. */
 function describeWaitingRows(
   context: RunContext,
   rows: readonly ReportedRow[],
   rowsWithOwnId: readonly string[],
 ) {
   const reasons: string[] = [];
-  for (const { localId, outcome, reason } of rows) {
-    if (reason === null) continue;
-    const text = `row ${localId} is ${OUTCOME_WORDS[outcome]}: ${reason}`;
-    // A row that is done has a reason only if somebody edited it after it was sent, and Square's
-    // value replaced the edit. That is a warning, so it is printed with --quiet too.
-    if (outcome === "created" || outcome === "linked") context.warn(text);
-    else reasons.push(text);
-  }
+  for (const row of rows)
+    if (row.reason !== null && !isDone(row)) reasons.push(formatReason(row, row.reason));
   if (rowsWithOwnId.length > 0) {
     const shown = rowsWithOwnId.slice(0, 10).join(", ");
     const more = rowsWithOwnId.length > 10 ? `, … (${rowsWithOwnId.length} rows)` : "";
@@ -140,6 +140,14 @@ function describeWaitingRows(
     waiting: waiting.join(", "),
     nextStep: nextSteps.length > 0 ? nextSteps.join("; ") : undefined,
   };
+}
+
+function isDone({ outcome }: ReportedRow): boolean {
+  return outcome === "created" || outcome === "linked";
+}
+
+function formatReason({ localId, outcome }: ReportedRow, reason: string): string {
+  return `row ${localId} is ${OUTCOME_WORDS[outcome]}: ${reason}`;
 }
 
 function listNextSteps(

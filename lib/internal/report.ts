@@ -110,7 +110,7 @@ export function describePull(
     summary:
       fetched === 0
         ? `no customers ${action} ${span}`
-        : `${formatNumber(fetched, "customer")} fetched ${span}: ${formatCounts(counts)}`,
+        : `${formatNumber(fetched, "customer")} fetched ${span}: ${formatCounts(counts) || "none was saved"}`,
     json: {
       ...window,
       fetched,
@@ -190,13 +190,14 @@ interface DeletionResult {
   deleted: number;
   merged: number;
   /**
-   * The customers that Square still has. This script looks up some of them, for example those that
-   * search does not return, because they have no name, email address and phone number.
+   * The customers that still exist and were saved. The script looks up each customer that search
+   * did not return. Search omits a customer that has neither a name nor a company, email address or
+   * phone number, so such a customer can still exist.
    */
   saved: Omit<Saved, "rejected">;
   /** The rows that were marked as deleted or merged. */
   marked: readonly (ReportedChange & { mergedInto?: string | null })[];
-  /** All customers, saved or marked, that a constraint or trigger of the table rejected. */
+  /** The customers that a constraint or trigger of the table did not allow to save or to mark. */
   rejected: Saved["rejected"];
 }
 
@@ -211,7 +212,8 @@ export function describeDeletions(
   isDryRun: boolean,
 ) {
   const { requests, retries } = context.traffic;
-  // The contract of --json has only one of these three counts. --verbose lists all changed rows.
+  // Of these three counts, --json has only `inserted`, as it is documented. --verbose lists all
+  // rows.
   const { inserted, updated, linked } = saved;
   const changes = formatCounts({ inserted, updated, linked, deleted, merged });
   const prefix = isDryRun ? "dry run: " : "";

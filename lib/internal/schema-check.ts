@@ -253,9 +253,9 @@ function findMissingConstraint(db: Database, tables: TableRules[]): SchemaProble
   for (const table of tables) {
     const [column] = listMissingConstraints(db, table);
     if (column === undefined) continue;
-    const isRowNumber = column === table.integerKey;
-    const constraint = isRowNumber ? "INTEGER PRIMARY KEY" : "UNIQUE index";
-    const declaration = isRowNumber ? "INTEGER PRIMARY KEY" : "UNIQUE";
+    const isIntegerKey = column === table.integerKey;
+    const constraint = isIntegerKey ? "INTEGER PRIMARY KEY" : "UNIQUE index";
+    const declaration = isIntegerKey ? "INTEGER PRIMARY KEY" : "UNIQUE";
     return {
       problem: `its table ${table.name} has no ${constraint} on ${column}`,
       isRepairable: true,
@@ -265,15 +265,16 @@ function findMissingConstraint(db: Database, tables: TableRules[]): SchemaProble
   return undefined;
 }
 
-// With this conflict clause, saving one customer silently deletes the row of another one.
+// With ON CONFLICT REPLACE, saving one customer silently deletes the row of another one.
 function findReplacingConstraint(
   db: Database,
   tables: TableRules[],
   path: string,
 ): SchemaProblem | undefined {
-  const sql = `SELECT 1 FROM sqlite_master
-    WHERE lower(tbl_name) = lower(?) AND sql LIKE '%ON CONFLICT REPLACE%'`;
-  const table = tables.find(({ name }) => readRows(db, sql, [name]).length > 0);
+  const sql = "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = lower(?)";
+  const table = tables.find(({ name }) =>
+    /\bON\s+CONFLICT\s+REPLACE\b/i.test(String(readRows(db, sql, [name])[0]?.sql)),
+  );
   if (table === undefined) return undefined;
   return {
     problem: `its table ${table.name} has a constraint with ON CONFLICT REPLACE, which deletes other rows`,

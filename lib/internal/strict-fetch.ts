@@ -243,6 +243,7 @@ function findNetworkCode(error: unknown): string {
   if (/dns|lookup/i.test(messages)) return "ENOTFOUND";
   if (/refused/i.test(messages)) return "ECONNREFUSED";
   if (/reset|closed|terminated|incomplete|eof/i.test(messages)) return "ECONNRESET";
+  // Deno has no code for an untrusted certificate. createLastingError recognizes this word.
   return /certificate[^:)]*/i.exec(messages)?.[0] ?? "connection failed";
 }
 

@@ -44,14 +44,14 @@ export function move2018Rows(
   // A blank id becomes NULL. Rows with a blank id are different customers, so each of them is
   // moved.
   const id = "nullif(trim(id), '')";
-  // All customers of the 2018 table came from Square. A row without a time in synced_at would look
-  // as if its id did not.
+  // The scripts take an id without a time in synced_at for the user's own number. All ids of the
+  // 2018 table came from Square, so such a row gets a time of 1970.
   const syncedAt = buildTimeExpression("synced_at");
-  const isSynced = `coalesce(${syncedAt}, '') LIKE '____-__-__%'`;
+  const hasSyncTime = `coalesce(${syncedAt}, '') LIKE '____-__-__%'`;
   const values = COLUMNS.map((column) => {
     if (column === "id") return id;
     if (column === "synced_at")
-      return `iif(${id} IS NULL OR ${isSynced}, ${syncedAt}, '1970-01-01T00:00:00.000Z')`;
+      return `iif(${id} IS NULL OR ${hasSyncTime}, ${syncedAt}, '1970-01-01T00:00:00.000Z')`;
     return column.endsWith("_at") ? buildTimeExpression(column) : column;
   });
   // In a query with max(), SQLite takes the other columns from the row with the maximum.

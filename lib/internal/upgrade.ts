@@ -32,8 +32,11 @@ export interface Upgrade {
   missingTables: string[];
   /** The columns that were added, with their tables, for example `customers.deleted_at`. */
   addedColumns: string[];
-  /** The columns whose names got the letters of schema.sql, for example `Email_Address`. */
-  respelledColumns: string[];
+  /**
+   * The columns that were renamed because they differed from schema.sql only in upper and lower
+   * case, under their old names, for example `customers.Email_Address`.
+   */
+  recasedColumns: string[];
   renamedTables: RenamedTable[];
   oldVersion: number;
 }
@@ -47,8 +50,8 @@ interface RenamedTable {
   statements: string[];
 }
 
-// The columns by which a customers table of any version is recognized under another name.
-const VERSION_1_COLUMNS = ["local_id", "id", "synced_at", "idempotency_key", "push_error"];
+// A table with these columns is a customers table, whatever its name is. All versions have them.
+const RECOGNIZED_BY = ["local_id", "id", "synced_at", "idempotency_key", "push_error"];
 
 // Version 1 stored the environment in the application_id of the file, as this number plus the index
 // in ENVIRONMENTS. In ASCII, the number is "SQC" and 1.
@@ -57,7 +60,7 @@ const ENVIRONMENTS = ["sandbox", "production", "offline"];
 
 /**
  * Adds missing columns, and renames the tables that have to be replaced.
- * @param apiNames the name in Square's API of the field that a column holds
+ * @param apiNames for each column, the name of its field in Square's API
  * @throws SyncError (usage) if the file has the customers table, or one of its columns, under
  *   another name than lib/mapping.ts
  */
@@ -70,14 +73,14 @@ export function beginUpgrade(
   const upgrade: Upgrade = {
     missingTables: [],
     addedColumns: [],
-    respelledColumns: [],
+    recasedColumns: [],
     renamedTables: [],
     oldVersion: readNumber(db, "PRAGMA user_version"),
   };
   rejectRenamedTable(db, expected);
   for (const table of listTables(expected)) {
     if (table.name === expected.table) rejectRenamedColumns(db, expected, apiNames);
-    upgrade.respelledColumns.push(...respellColumns(db, schema, table.name));
+    upgrade.recasedColumns.push(...recaseColumns(db, schema, table.name));
     const columns = listColumns(db, table.name);
     const is2018 = is2018Table(columns);
     if (columns.length === 0) {
@@ -106,22 +109,21 @@ export function runSchema(db: Database, schema: string): void {
 }
 
 /**
- * Moves the rows of renamed tables, restores UNIQUE indexes, and records the Square account.
+ * Moves the rows of renamed tables, restores UNIQUE indexes, records the Square account, and clears
+ * watermarks that the rows of the file do not prove anymore.
  * @returns the changes to existing tables, as phrases for a person
  * @throws SyncError (usage) if the rows do not allow it, for example two rows with the same id
  */
 export function finishUpgrade(db: Database, expected: ExpectedSchema, upgrade: Upgrade): string[] {
-  const { missingTables, addedColumns, respelledColumns, renamedTables, oldVersion } = upgrade;
+  const { missingTables, addedColumns, recasedColumns, renamedTables, oldVersion } = upgrade;
   const { path } = expected;
   const changes: string[] = [];
   if (addedColumns.length > 0) {
     const noun = addedColumns.length > 1 ? "columns" : "column";
     changes.push(`added the ${noun} ${joinWords(addedColumns)}`);
   }
-  if (respelledColumns.length > 0)
-    changes.push(
-      `changed the letters of ${joinWords(respelledColumns)} to those of lib/schema.sql`,
-    );
+  if (recasedColumns.length > 0)
+    changes.push(`changed the case of ${joinWords(recasedColumns)} to that of lib/schema.sql`);
   for (const old of renamedTables) changes.push(moveRows(db, old, path));
   for (const table of listTables(expected))
     for (const column of listMissingConstraints(db, table))
@@ -129,6 +131,7 @@ export function finishUpgrade(db: Database, expected: ExpectedSchema, upgrade: U
   changes.push(...recordAccount(db, path));
   const isReplaced = renamedTables.some(({ table }) => table.name === expected.table);
   if (missingTables.includes(expected.table) || isReplaced) changes.push(...clearWatermarks(db));
+  // schema.sql has set the version. Report that if nothing else has changed.
   if (changes.length === 0 && missingTables.length === 0 && oldVersion !== SCHEMA_VERSION)
     changes.push(`set the schema version from ${oldVersion} to ${SCHEMA_VERSION}`);
   return changes;
@@ -159,7 +162,7 @@ function rejectRenamedTable(db: Database, { table, path }: ExpectedSchema): void
   const tables = readRows(db, "SELECT name FROM sqlite_master WHERE type = 'table'");
   for (const name of tables.map((row) => String(row.name))) {
     const columns = listColumns(db, name);
-    if (!VERSION_1_COLUMNS.every((column) => columns.includes(column))) continue;
+    if (!RECOGNIZED_BY.every((column) => columns.includes(column))) continue;
     throw createSchemaError(
       path,
       `it has no table named ${table}, but its table ${name} has the same columns`,
@@ -188,8 +191,11 @@ function rejectRenamedColumns(
   }
 }
 
-/** Gives the columns that are written in other letters, such as Email_Address, those of schema.sql. */
-function respellColumns(db: Database, schema: string, table: string): string[] {
+/**
+ * Renames each column that differs from schema.sql only in upper and lower case, for example
+ * Email_Address to email_address.
+ */
+function recaseColumns(db: Database, schema: string, table: string): string[] {
   const respelled: string[] = [];
   const names = [...readSchemaColumns(schema, table).keys()];
   for (const declared of listDeclaredColumns(db, table)) {
@@ -252,7 +258,7 @@ function moveRows(db: Database, old: RenamedTable, path: string): string {
 
   for (const column of [table.integerKey, ...table.uniqueColumns])
     if (oldColumns.includes(column)) requireDifferentValues(db, table, oldName, column, path);
-  copyUserColumns(db, table.name, oldName, path);
+  const userColumns = copyUserColumns(db, table.name, oldName, path);
   const names = oldColumns.map(quoteName);
   const values = oldColumns.map((column) =>
     table.uniqueColumns.includes(column) ? buildBlankAsNull(column) : quoteName(column),
@@ -275,12 +281,16 @@ function moveRows(db: Database, old: RenamedTable, path: string): string {
       `correct the values that the table does not accept: sqlite3 "${path}" "SELECT * FROM ${table.name}"`,
     );
   }
-  return `restored the INTEGER PRIMARY KEY on ${table.name}.${table.integerKey}`;
+  const note =
+    userColumns.length > 0 ? ` (add the constraints of ${joinWords(userColumns)} again)` : "";
+  return `restored the INTEGER PRIMARY KEY on ${table.name}.${table.integerKey}${note}`;
 }
 
-// Adds the columns that the user has added to the old table, with their types and defaults.
-function copyUserColumns(db: Database, table: string, oldName: string, path: string): void {
+// Adds the columns that the user has added to the old table, with their types and defaults. Their
+// other constraints are only in the text of the old CREATE TABLE, and are not copied.
+function copyUserColumns(db: Database, table: string, oldName: string, path: string): string[] {
   const existing = listColumns(db, table);
+  const copied: string[] = [];
   const sql = `SELECT name, type, "notnull" AS required, dflt_value, hidden FROM pragma_table_xinfo(?)`;
   for (const { name, type, required, dflt_value, hidden } of readRows(db, sql, [oldName])) {
     if (existing.includes(String(name).toLowerCase())) continue;
@@ -296,7 +306,9 @@ function copyUserColumns(db: Database, table: string, oldName: string, path: str
     const defaultValue = dflt_value === null ? "" : `DEFAULT (${dflt_value})`;
     const definition = `${quoteName(String(name))} ${type} ${notNull} ${defaultValue}`;
     db.run(`ALTER TABLE ${table} ADD COLUMN ${definition}`);
+    copied.push(String(name));
   }
+  return copied;
 }
 
 function restoreUniqueIndex(db: Database, table: TableRules, column: string, path: string): string {
@@ -357,7 +369,10 @@ function recordAccount(db: Database, path: string): string[] {
   if (readNumber(db, "SELECT count(*) FROM square_account") > 0) return [];
   const applicationId = readNumber(db, "PRAGMA application_id");
   const fromHeader = ENVIRONMENTS[applicationId - FIRST_APPLICATION_ID];
-  const runs = readRows(db, "SELECT DISTINCT environment FROM sync_runs");
+  const runs = readRows(
+    db,
+    "SELECT DISTINCT environment FROM sync_runs WHERE environment IS NOT NULL",
+  );
   const environments = new Set(runs.map((run) => String(run.environment)));
   if (fromHeader !== undefined) environments.add(fromHeader);
   const [environment, ...others] = environments;
@@ -374,10 +389,10 @@ function recordAccount(db: Database, path: string): string[] {
   return [`recorded that its customers are from ${environment}`];
 }
 
-// The watermark of a run is the time up to which everything has been read. If the customers table
-// was created again, it lacks the customers that earlier runs have read. If it is a copy that lost
-// its key, it can be an old copy. With the old watermarks, the missing customers would never be
-// read again, and a push could create them a second time.
+// Clears the watermarks in two cases: the customers table was missing and is now empty, or it had
+// no INTEGER PRIMARY KEY and can therefore be an old copy. In both cases, customers from before the
+// watermark can be missing. They would never be read again, and a push could create them a second
+// time.
 function clearWatermarks(db: Database): string[] {
   db.run("UPDATE sync_runs SET watermark = NULL WHERE watermark IS NOT NULL");
   return db.getRowsModified() > 0
