@@ -9,7 +9,7 @@
  */
 import type { Database, SqlValue, Statement } from "sql.js";
 import { messageOf, SyncError } from "./internal/errors.ts";
-import { normalizeCell } from "./internal/normalize.ts";
+import { isBlank, normalizeCell } from "./internal/normalize.ts";
 import { isInTransaction, listColumns, readRows } from "./internal/sql.ts";
 import { formatTime } from "./internal/time.ts";
 import {
@@ -270,9 +270,9 @@ export function listReplacedColumns(stored: LocalRow, square: CustomerRow): stri
   const replaced: string[] = [];
   for (const { column, sent: isSent } of FIELDS) {
     if (!isSent) continue;
-    // normalizeRow leaves out an invalid value.
+    // normalizeRow leaves out blank and invalid values.
     const value = fileValues[column] ?? String(stored[column] ?? "").trim();
-    if (value !== "" && value !== squareValues[column]) replaced.push(column);
+    if (!isBlank(String(value)) && value !== squareValues[column]) replaced.push(column);
   }
   return replaced;
 }

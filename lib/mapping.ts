@@ -14,11 +14,11 @@ import { INVALID_UTF8 } from "./internal/utf8.ts";
 /** The table of the customers. To rename it, change this line and schema.sql. */
 export const TABLE = "customers";
 
-// A cell holds a time if it is a text that begins with a date. Any other value counts as NULL, for
-// example an empty text from a CSV, or a 0 that means "not deleted". Both constants match the same
-// texts.
-const GLOB_TIME = "GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'";
-const TIME = /^[0-9]{4}-[0-9]{2}-[0-9]{2}/;
+// A cell holds a time if it is a text that begins with a date after the year 999. Any other value
+// counts as NULL, for example an empty text from a CSV, a 0 that means "not deleted", or
+// 0000-00-00. Both constants match the same texts.
+const GLOB_TIME = "GLOB '[1-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'";
+const TIME = /^[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}/;
 
 /** The SQL condition for rows that are not marked as deleted. */
 export const NOT_DELETED = `coalesce(deleted_at, '') NOT ${GLOB_TIME}`;
@@ -276,6 +276,8 @@ function formatJson(value: unknown): string {
  */
 export function isSameValue(column: string, stored: SqlValue, built: SqlValue): boolean {
   if (stored === built) return true;
+  // A TEXT column returns a number as a text.
+  if (typeof built === "number" && typeof stored === "string") return stored === String(built);
   return ID_COLUMNS.has(column) && typeof stored === "string" && formatStoredIds(stored) === built;
 }
 

@@ -222,9 +222,10 @@ function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
   // customers are left out, because the same person may come back. A merged customer is still in
   // Square, as a part of another one.
   const statement = db.prepare(
-    `SELECT CAST(local_id AS TEXT) AS local_id, coalesce(merged_into, id) AS id,
+    `SELECT CAST(local_id AS TEXT) AS local_id, iif(${NOT_DELETED}, id, merged_into) AS id,
        ${columns.join(", ")} FROM ${TABLE}
-     WHERE (${NOT_DELETED} OR merged_into IS NOT NULL)
+     WHERE (${NOT_DELETED}
+         OR merged_into IN (SELECT id FROM ${TABLE} WHERE id IS NOT NULL AND ${NOT_DELETED}))
        AND (id IS NOT NULL OR idempotency_key IS NOT NULL)`,
   );
   // There can be very many rows, so read them one at a time.

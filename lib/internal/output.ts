@@ -12,9 +12,10 @@ const CONTROL_CHARACTER = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu;
 // A shorter token is not replaced, because it could be a part of ordinary words.
 const MIN_TOKEN_LENGTH = 8;
 
-// The form of Square's access tokens. A token can be printed before the settings are read, for
-// example if it stands among the options by mistake.
-const SQUARE_TOKEN = /EAAA[\w-]{16,}/g;
+// The form of Square's access tokens, which have 64 characters. The ids of customers are shorter. A
+// token can be printed before the settings are read, for example if it stands among the options by
+// mistake.
+const SQUARE_TOKEN = /EAAA[\w-]{40,}/g;
 
 /**
  * Makes a text safe to print: replaces the token and escapes control characters. A line break

@@ -265,7 +265,11 @@ function findMissingConstraint(db: Database, tables: TableRules[]): SchemaProble
   return undefined;
 }
 
-// With ON CONFLICT REPLACE, saving one customer silently deletes the row of another one.
+// With this clause of a UNIQUE or PRIMARY KEY constraint, saving one customer silently deletes the
+// row of another one. A NOT NULL constraint can have the clause too, and deletes nothing.
+const REPLACING_CONSTRAINT =
+  /\b(UNIQUE|PRIMARY\s+KEY(\s+(ASC|DESC))?)(\s*\([^)]*\))?\s+ON\s+CONFLICT\s+REPLACE\b/i;
+
 function findReplacingConstraint(
   db: Database,
   tables: TableRules[],
@@ -273,7 +277,7 @@ function findReplacingConstraint(
 ): SchemaProblem | undefined {
   const sql = "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = lower(?)";
   const table = tables.find(({ name }) =>
-    /\bON\s+CONFLICT\s+REPLACE\b/i.test(String(readRows(db, sql, [name])[0]?.sql)),
+    REPLACING_CONSTRAINT.test(String(readRows(db, sql, [name])[0]?.sql).replace(/--.*/g, "")),
   );
   if (table === undefined) return undefined;
   return {

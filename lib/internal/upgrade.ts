@@ -53,6 +53,15 @@ interface RenamedTable {
 // A table with these columns is a customers table, whatever its name is. All versions have them.
 const RECOGNIZED_BY = ["local_id", "id", "synced_at", "idempotency_key", "push_error"];
 
+// The columns that this kit creates for fields that are sent. Other columns with names of Square's
+// API are the user's own.
+const KIT_COLUMNS = new Set([
+  ...["given_name", "family_name", "company_name", "nickname", "email_address", "phone_number"],
+  ...["birthday", "note", "reference_id", "tax_ids_eu_vat", "address_line_1", "address_line_2"],
+  ...["address_line_3", "locality", "sublocality", "administrative_district_level_1"],
+  ...["postal_code", "country", "email_unsubscribed"],
+]);
+
 // Version 1 stored the environment in the application_id of the file, as this number plus the index
 // in ENVIRONMENTS. In ASCII, the number is "SQC" and 1.
 const FIRST_APPLICATION_ID = 0x53514301;
@@ -80,7 +89,7 @@ export function beginUpgrade(
   rejectRenamedTable(db, expected);
   for (const table of listTables(expected)) {
     if (table.name === expected.table) rejectRenamedColumns(db, expected, apiNames);
-    upgrade.recasedColumns.push(...recaseColumns(db, schema, table.name));
+    upgrade.recasedColumns.push(...recaseColumns(db, schema, table.name, expected.path));
     const columns = listColumns(db, table.name);
     const is2018 = is2018Table(columns);
     if (columns.length === 0) {
@@ -182,11 +191,11 @@ function rejectRenamedColumns(
   const existing = listColumns(db, table);
   for (const [column, apiName] of apiNames) {
     const isRenamed = !existing.includes(column.toLowerCase()) && existing.includes(apiName);
-    if (!isRenamed || columns.includes(apiName)) continue;
+    if (!isRenamed || columns.includes(apiName) || !KIT_COLUMNS.has(apiName)) continue;
     throw createSchemaError(
       path,
       `its table ${table} still has the column ${apiName}, which lib/mapping.ts calls ${column}`,
-      `sqlite3 "${path}" "ALTER TABLE ${table} RENAME COLUMN ${apiName} TO ${column}"`,
+      `sqlite3 "${path}" "ALTER TABLE ${table} RENAME COLUMN ${apiName} TO ${column}"; if ${apiName} is a column of your own, rename it to something else`,
     );
   }
 }
@@ -195,13 +204,22 @@ function rejectRenamedColumns(
  * Renames each column that differs from schema.sql only in upper and lower case, for example
  * Email_Address to email_address.
  */
-function recaseColumns(db: Database, schema: string, table: string): string[] {
+function recaseColumns(db: Database, schema: string, table: string, path: string): string[] {
   const respelled: string[] = [];
   const names = [...readSchemaColumns(schema, table).keys()];
   for (const declared of listDeclaredColumns(db, table)) {
     const name = names.find((name) => name.toLowerCase() === declared.toLowerCase());
     if (name === undefined || name === declared) continue;
-    db.run(`ALTER TABLE ${table} RENAME COLUMN ${quoteName(declared)} TO ${name}`);
+    try {
+      db.run(`ALTER TABLE ${table} RENAME COLUMN ${quoteName(declared)} TO ${name}`);
+    } catch (error) {
+      // For example, a view of the user is broken, and SQLite checks all views.
+      throw createSchemaError(
+        path,
+        `its column ${table}.${declared} cannot be renamed to ${name}: ${messageOf(error)}`,
+        "correct or drop what the message names, and run this again",
+      );
+    }
     respelled.push(`${table}.${declared}`);
   }
   return respelled;
