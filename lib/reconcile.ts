@@ -45,6 +45,16 @@ export interface Comparison {
   missingInFile: string[];
 }
 
+/** What the functions of a comparison share, and the ids that they find. */
+interface ComparisonRun {
+  square: SquareClient;
+  filter: Filter;
+  /** The ids of all live customers of the file. */
+  liveIds: ReadonlySet<string>;
+  missingInSearch: string[];
+  missingInFile: Set<string>;
+}
+
 /** What Square returns for one id. */
 export type LookUp =
   | { outcome: "deleted" }
@@ -94,7 +104,6 @@ export async function compareWithSquare(
   options: { createdBefore: number; concurrency: number; filter?: Filter },
 ): Promise<Comparison> {
   const { createdBefore, concurrency, filter = {} } = options;
-  const liveIds = new Set(customers.map(({ id }) => id));
   const { searchable, toLookUp } = classifyCustomers(customers);
   // Square does not document whether a range includes its end. So choose an end at which no
   // customer of the file was created.
@@ -111,88 +120,92 @@ export async function compareWithSquare(
     .filter(({ createdAt }) => createdAt === undefined || createdAt < createdBefore)
     .map(({ id }) => id);
 
-  const missingInSearch = [...idsToLookUp];
-  const missingInFile = new Set<string>();
-
-  // Next come four functions that use the variables above. The algorithm itself is the loop after
-  // them.
-
-  /** Adds the ids that only one side has, for a slice with all customers that Square returned. */
-  function collectMissingIds(slice: Slice, returned: Square.Customer[]): void {
-    const returnedIds = new Set(returned.map(({ id }) => id));
-    for (const { id } of slice.customers) if (!returnedIds.has(id)) missingInSearch.push(id);
-    // A row with a wrong `created_at` is in another slice. So compare with the ids of the whole
-    // file.
-    for (const { id } of returned) if (id !== undefined && !liveIds.has(id)) missingInFile.add(id);
-  }
-
-  /**
-   * Asks for the count of a slice. The reply also has the first page. If that is the only page, its
-   * ids are compared as well, and the slice `isDone`.
-   */
-  async function countOrCollect(slice: Slice): Promise<{ count: number; isDone: boolean }> {
-    const response = await requestPage(square, buildFilter(filter, slice));
-    const page = response.customers ?? [];
-    const isDone = !response.cursor;
-    if (isDone) collectMissingIds(slice, page);
-    // An empty result has no count.
-    return { count: Number(response.count ?? page.length), isDone };
-  }
-
-  /**
-   * Reads all pages of a slice. Square can return fewer customers than it counts. A customer of the
-   * file that is missing for this reason is looked up, so it is not marked as deleted. A customer
-   * that the file does not have is found by a later run.
-   */
-  async function readSlice(slice: Slice): Promise<void> {
-    const returned: Square.Customer[] = [];
-    for await (const page of searchPages(square, buildFilter(filter, slice)))
-      returned.push(...page.customers);
-    collectMissingIds(slice, returned);
-  }
-
-  /**
-   * Reads or divides a slice whose counts differ. Does nothing if they are equal.
-   * @returns the slices into which it was divided and that are not done yet
-   */
-  async function readOrDivide(slice: CountedSlice): Promise<CountedSlice[]> {
-    const difference = Math.abs(slice.count - slice.customers.length);
-    if (difference === 0) return [];
-    const pages = Math.ceil(slice.count / PAGE_SIZE);
-    const isReadFaster =
-      pages <= SMALL_SLICE_PAGES && pages <= difference * REQUESTS_PER_DIFFERENCE;
-    const halves = isReadFaster ? undefined : divideSlice(slice);
-    if (halves === undefined) {
-      await readSlice(slice);
-      return [];
-    }
-    const { older, newer } = halves;
-    const { count, isDone } = await countOrCollect(older);
-    // The count of the newer slice is the rest. A customer in the millisecond that both slices
-    // share is counted in the older slice only. That is enough: if the file lacks the customer, the
-    // count of the older slice differs, and its ids are compared.
-    const countedNewer = { ...newer, count: slice.count - count };
-    return isDone ? [countedNewer] : [{ ...older, count }, countedNewer];
-  }
+  const run: ComparisonRun = {
+    square,
+    filter,
+    liveIds: new Set(customers.map(({ id }) => id)),
+    missingInSearch: [...idsToLookUp],
+    missingInFile: new Set(),
+  };
 
   // Begin with all customers. Then process all halves, then all quarters, and so on, each level
   // from one queue. If each slice started its own halves, the number of requests at the same time
   // would double with each level, and cursors would expire while they wait.
-  const { count, isDone } = await countOrCollect(whole);
+  const { count, isDone } = await countSlice(run, whole);
   let slices: CountedSlice[] = isDone ? [] : [{ ...whole, count }];
   while (slices.length > 0) {
     const nextSlices: CountedSlice[] = [];
     await forEachInParallel(slices, concurrency, async (slice) => {
-      nextSlices.push(...(await readOrDivide(slice)));
+      nextSlices.push(...(await readOrDivide(run, slice)));
     });
     slices = nextSlices;
   }
 
   return {
     checked: whole.customers.length + idsToLookUp.length,
-    missingInSearch,
-    missingInFile: [...missingInFile],
+    missingInSearch: run.missingInSearch,
+    missingInFile: [...run.missingInFile],
   };
+}
+
+/**
+ * Asks for the count of a slice. The reply also has the first page. If the slice has only that
+ * page, its ids are compared as well, and `isDone` is true.
+ */
+async function countSlice(
+  run: ComparisonRun,
+  slice: Slice,
+): Promise<{ count: number; isDone: boolean }> {
+  const response = await requestPage(run.square, buildFilter(run.filter, slice));
+  const page = response.customers ?? [];
+  const isDone = !response.cursor;
+  if (isDone) compareIds(run, slice, page);
+  // An empty result has no count.
+  return { count: Number(response.count ?? page.length), isDone };
+}
+
+/**
+ * Reads or divides a slice whose counts differ. Does nothing if they are equal.
+ * @returns the slices into which it was divided and that are not done yet
+ */
+async function readOrDivide(run: ComparisonRun, slice: CountedSlice): Promise<CountedSlice[]> {
+  const difference = Math.abs(slice.count - slice.customers.length);
+  if (difference === 0) return [];
+  const pages = Math.ceil(slice.count / PAGE_SIZE);
+  const isReadFaster = pages <= SMALL_SLICE_PAGES && pages <= difference * REQUESTS_PER_DIFFERENCE;
+  const halves = isReadFaster ? undefined : divideSlice(slice);
+  if (halves === undefined) {
+    await readSlice(run, slice);
+    return [];
+  }
+  const { older, newer } = halves;
+  const { count, isDone } = await countSlice(run, older);
+  // The count of the newer slice is the rest. divideSlice lets the two slices share a millisecond.
+  // A customer in it is counted in the older slice only. That is enough: if the file lacks the
+  // customer, the count of the older slice differs, and its ids are compared.
+  const countedNewer = { ...newer, count: slice.count - count };
+  return isDone ? [countedNewer] : [{ ...older, count }, countedNewer];
+}
+
+/**
+ * Reads all pages of a slice, and compares their ids. Square can return fewer customers than it
+ * counts. A customer of the file that is missing for this reason is looked up, so it is not marked
+ * as deleted. A customer that the file does not have is found by a later run.
+ */
+async function readSlice(run: ComparisonRun, slice: Slice): Promise<void> {
+  const returned: Square.Customer[] = [];
+  for await (const page of searchPages(run.square, buildFilter(run.filter, slice)))
+    returned.push(...page.customers);
+  compareIds(run, slice, returned);
+}
+
+/** Adds the ids that only one side has to the run. `returned` is the whole slice in Square. */
+function compareIds(run: ComparisonRun, slice: Slice, returned: Square.Customer[]): void {
+  const returnedIds = new Set(returned.map(({ id }) => id));
+  for (const { id } of slice.customers) if (!returnedIds.has(id)) run.missingInSearch.push(id);
+  // A row with a wrong `created_at` is in another slice. So compare with the ids of the whole file.
+  for (const { id } of returned)
+    if (id !== undefined && !run.liveIds.has(id)) run.missingInFile.add(id);
 }
 
 /**
