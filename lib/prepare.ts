@@ -218,9 +218,9 @@ function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
   const index = createDuplicateIndex(selected.map(buildComparedValues));
   const columns = [columnOf("emailAddress"), columnOf("phoneNumber"), columnOf("referenceId")];
   // Read the customers of Square, and the rows that may have been sent. A selected row can be among
-  // them: a row is never compared with itself. checkRow adds the rows that will be sent. Deleted
-  // customers are left out, because the same person may come back. A merged customer is still in
-  // Square, as a part of another one.
+  // them. That is harmless, because find ignores the row itself. checkRow adds the rows that will
+  // be sent. Deleted customers are left out, because the same person may come back. A merged
+  // customer is still in Square, as a part of another one.
   const statement = db.prepare(
     `SELECT CAST(local_id AS TEXT) AS local_id, iif(${NOT_DELETED}, id, merged_into) AS id,
        ${columns.join(", ")} FROM ${TABLE}

@@ -155,7 +155,7 @@ function requireRowsOfPull(db: Database, context: RunContext, pull: string): voi
 }
 
 /**
- * Warns if the last complete pull began more than a day ago. The file does not have the customers
+ * Warns if the watermark of the pull is more than a day old. The file does not have the customers
  * that were created in Square since then, so a push can create them a second time.
  */
 function warnOfOldPull(db: Database, context: RunContext, pull: string): void {

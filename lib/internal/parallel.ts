@@ -76,11 +76,10 @@ export async function* readInParallel(
       const slices = divideRest(range, page.customers, remaining, options.divideUntil);
       if (slices.length === 0) continue;
       const results = await Promise.all(slices.map((slice) => readSlice(slice, emit)));
-      // Compare the count of this slice with the ids of its own pages and of both new slices.
-      // Otherwise a customer that neither new slice has counted would not be noticed.
+      // Callers only need to know if the missing count is 0. Two comparisons can show a missing
+      // customer: the missing count of a new slice, and the count of this slice minus all ids that
+      // were found in it. The second usually includes the first, so take the largest.
       for (const result of results) for (const id of result.ids) ids.add(id);
-      // A customer that a new slice has counted and not returned is missing in this comparison too.
-      // Adding the missing counts would count it twice, so take the largest.
       const missingCounts = results.map(({ missingCount }) => missingCount);
       // The two new slices have read the rest, so the next pages of this search are not needed.
       return { ids, missingCount: Math.max(page.count - ids.size, ...missingCounts) };

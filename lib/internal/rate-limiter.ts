@@ -69,9 +69,9 @@ export function createRateLimiter(
         now = readClock();
       }
       nextStartAt = now + gapMs;
-      // Within RECOVERY_MS, about RECOVERY_MS / gapMs requests start. Each shortens the gap by the
-      // fraction gapMs / RECOVERY_MS. Together they shorten it to about a third (1/e), whether the
-      // gap is long or short.
+      // A long gap has few requests and shrinks much with each, a short gap has many and shrinks
+      // little with each. So every gap shrinks by the same factor in the same time: to about a
+      // third (1/e) within RECOVERY_MS.
       gapMs *= 1 - gapMs / RECOVERY_MS;
     },
     release(result) {

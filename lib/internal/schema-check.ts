@@ -28,8 +28,9 @@ export interface SchemaProblem {
   /** True if init-db can repair the file. */
   isRepairable: boolean;
   /**
-   * If the problem is not repairable: what the user can do. If it is repairable: what to change in
-   * lib/schema.sql. This second kind is printed only if the problem remains after init-db has run.
+   * What to do after init-db has run. For a problem that is not repairable, it is a step for the
+   * user. For a repairable one, it names what lib/schema.sql lacks, because init-db has run that
+   * file and the problem is still there.
    */
   nextStep: string;
 }
