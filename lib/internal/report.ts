@@ -60,7 +60,7 @@ interface ReportedChange {
  * One line of --verbose. It names the changed columns and contains no values, which are personal
  * data.
  */
-export function formatChange({ localId, id, outcome, columns }: ReportedChange): string {
+function formatChange({ localId, id, outcome, columns }: ReportedChange): string {
   const changed = columns.length > 0 ? `: ${columns.join(", ")}` : "";
   return `row ${localId}, customer ${id}: ${outcome}${changed}`;
 }
