@@ -114,7 +114,7 @@ export const FIELDS: readonly Field[] = [
 ];
 
 /**
- * The name that each column has in this kit if nobody renames it: the name of its field in Square's
+ * The name that each column has in this kit if it is not renamed: the name of its field in Square's
  * API, for example `email_address`. init-db uses it to recognize a column that was renamed only in
  * FIELDS.
  */

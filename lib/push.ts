@@ -146,7 +146,7 @@ interface BlamedRow {
 /**
  * Divides the rows of a call that Square has rejected as a whole.
  * @returns the rows that are to blame, and the other rows in groups. Each group has to be sent
- *   again in a call of its own
+ *   again in its own call
  */
 function divideRejected(
   rows: readonly PushRow[],

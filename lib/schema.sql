@@ -4,7 +4,7 @@
 -- A column that holds a field of Square has the name of that field in Square's API.
 -- All times are UTC with milliseconds, for example 2026-08-01T00:00:00.000Z.
 --
--- To add a column, write it on a line of its own: two spaces, then the name, then the type.
+-- To add a column, write it on its own line: two spaces, then the name, then the type.
 -- init-db finds the columns by this form, and adds the missing ones to an older file.
 
 CREATE TABLE IF NOT EXISTS customers (

@@ -183,7 +183,7 @@ export async function checkAccount(
   // not be checked. If an earlier run has checked this token, it has made this comparison already.
   if (checked === undefined && fileMerchantId === null)
     await requireKnownCustomer(square, context, readSomeIds());
-  if (stored !== undefined && stored.merchantId === null && account.merchantId !== null)
+  if (stored !== undefined && fileMerchantId === null && account.merchantId !== null)
     context.warn(
       `"${context.databasePath}" had no Square merchant recorded: from now on it belongs to the merchant ${account.merchantId}`,
     );

@@ -93,18 +93,23 @@ interface PullResult {
   missingCount: number;
 }
 
-/** Builds the result of pull-created or pull-updated. */
+/** Warns of each row that was linked to a customer with other values, which the save has replaced. */
+function warnOfReplacedValues(context: RunContext, changes: readonly ReportedChange[]): void {
+  for (const { localId, id, replaced = [] } of changes)
+    if (replaced.length > 0)
+      context.warn(
+        `row ${localId} was linked to customer ${id}: Square's value replaced ${replaced.join(", ")}`,
+      );
+}
+
+/** Builds the result of pull-created or pull-updated. Also warns of replaced values. */
 export function describePull(
   context: RunContext,
   { action, window, fetched, saved, missingCount }: PullResult,
 ) {
   const { inserted, updated, unchanged, linked } = saved;
   const counts = { inserted, updated, unchanged, linked };
-  for (const { localId, id, replaced = [] } of saved.changes)
-    if (replaced.length > 0)
-      context.warn(
-        `row ${localId} was linked to customer ${id}: Square's value replaced ${replaced.join(", ")}`,
-      );
+  warnOfReplacedValues(context, saved.changes);
   const span = formatWindow(window);
   return {
     summary:
@@ -202,7 +207,7 @@ interface DeletionResult {
 }
 
 /**
- * Builds the result of pull-deleted.
+ * Builds the result of pull-deleted. Also warns of replaced values.
  * @param checked how many customers of the file were compared with Square
  */
 export function describeDeletions(
@@ -212,6 +217,7 @@ export function describeDeletions(
   isDryRun: boolean,
 ) {
   const { requests, retries } = context.traffic;
+  if (!isDryRun) warnOfReplacedValues(context, saved.changes);
   // Of these three counts, --json has only `inserted`, as it is documented. --verbose lists all
   // rows.
   const { inserted, updated, linked } = saved;

@@ -53,9 +53,12 @@ interface RenamedTable {
 // A table with these columns is a customers table, whatever its name is. All versions have them.
 const RECOGNIZED_BY = ["local_id", "id", "synced_at", "idempotency_key", "push_error"];
 
-// The columns that this kit creates for fields that are sent. Other columns with names of Square's
-// API are the user's own.
-const KIT_COLUMNS = new Set([
+/**
+ * The columns that this kit creates for fields that are sent, and for the opt-out. It is not
+ * derived from lib/mapping.ts, where a user can have renamed them. Other columns with names of
+ * Square's API are the user's own.
+ */
+export const KIT_COLUMNS: ReadonlySet<string> = new Set([
   ...["given_name", "family_name", "company_name", "nickname", "email_address", "phone_number"],
   ...["birthday", "note", "reference_id", "tax_ids_eu_vat", "address_line_1", "address_line_2"],
   ...["address_line_3", "locality", "sublocality", "administrative_district_level_1"],
