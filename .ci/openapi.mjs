@@ -108,8 +108,7 @@ for (const options of [
   { customers: [] },
 ]) {
   square = await startFakeSquare(options);
-  for (const order of ["ASC", "DESC"])
-    await readPages({ count: true, query: { sort: { field: "CREATED_AT", order } } });
+  await readPages({ count: true, query: { sort: { field: "CREATED_AT", order: "ASC" } } });
   await readPages({
     limit: 7,
     query: { filter: { updated_at: { start_at: "2026-01-01T00:00:00Z" } } },
@@ -142,7 +141,7 @@ for (const one of [{}, { email_address: "x" }, { birthday: "x" }, { nope: 1, not
   await send("POST", "/bulk-create", { customers: { one, full, bare: { note: null } } });
 for (const body of [{ note: null, address: null, version: 0 }, { version: 0 }, { unknown: 1 }])
   await send("PUT", `/${id}`, body);
-for (const path of ["/UNKNOWN", `/${id}?version=0`, `/${id}?version=1`]) await send("DELETE", path);
+for (const path of ["/UNKNOWN", `/${id}`]) await send("DELETE", path);
 square.restore(id);
 const oldIds = [stored[0].id, stored[1].id];
 const merged = square.merge(...oldIds);

@@ -1,50 +1,168 @@
 /**
- * Creates the client of the `square` package. paging.ts, push.ts and reconcile.ts call its methods,
- * for example `square.customers.search(…)`. This file adds what the package does not do: a `fetch`
- * that limits the rate and accepts only complete replies, and a check that the token belongs to the
- * seller of the file.
+ * Creates the client of the `square` package, and checks that the token belongs to the seller of the
+ * file. The other files call the methods of the client, for example `square.customers.search(…)`.
  */
+import { createHash } from "node:crypto";
+import { createRequire } from "node:module";
+import type { Database, SqlValue } from "sql.js";
 import type { SquareClient } from "square";
-import { readSomeIds } from "./customers.ts";
-import type { DatabaseFile } from "./database.ts";
-import { checkAccount } from "./internal/account.ts";
-import type { RunContext } from "./internal/context.ts";
-import { createStrictFetch, MAX_RETRIES } from "./internal/strict-fetch.ts";
+import { readDatabase } from "./database.ts";
+import type { RunContext } from "./internal/cli.ts";
+import { SyncError } from "./internal/errors.ts";
+import { readRows } from "./internal/sql.ts";
+import { createSquareError } from "./internal/square-errors.ts";
+import { createStrictFetch, MAX_RETRIES, type Traffic } from "./internal/strict-fetch.ts";
 
-// The OAuth permissions that the Customers API needs. A personal access token has both.
-export const READ_CUSTOMERS = "CUSTOMERS_READ";
-export const WRITE_CUSTOMERS = "CUSTOMERS_WRITE";
+// The most requests at the same time, if a script does not say otherwise.
+const DEFAULT_CONCURRENCY = 4;
+
+// The SDK's time limit includes the wait for other requests. The strict `fetch` has a time limit of
+// its own for each reply.
+const SDK_TIMEOUT_S = 600;
+
+const EXPIRY_WARNING_MS = 7 * 24 * 3_600_000;
 
 /**
- * Creates the client, and checks that the token belongs to the seller of the file's customers. If
- * the first reply shows that Square's clock is behind ours, context.startedAt becomes Square's
- * time.
- * @param database the open file; its next update saves the checked account
- * @param options.scopes the permissions that the script needs
- * @param options.concurrency how many requests may run at the same time; by default 1
- * @throws SyncError (usage) when the file belongs to another seller; (denied) when Square rejects
- *   the token, or the token lacks a permission
+ * Loads the `square` package. It takes most of a second, so --help and a run without requests do not
+ * load it. With `import()`, Node 20 and tsx load each of its 3,600 CommonJS files through another
+ * thread, which takes longer, and sometimes never ends.
+ */
+export function loadSquare(): typeof import("square") {
+  return createRequire(import.meta.url)("square");
+}
+
+/** The Square account that the customers of a file belong to: the row of square_account. */
+export interface Account {
+  environment: string;
+  merchantId: string | null;
+  /** SHA-256 of the token that was checked last. */
+  tokenHash: string | null;
+  /** RFC 3339; null if the token does not expire, or if that is unknown. */
+  tokenExpiresAt: string | null;
+}
+
+/**
+ * Creates the client. It needs no file, so a script of your own that only reads can use it.
+ * @param settings.baseUrl for example `https://connect.squareup.com`
  */
 export async function createSquareClient(
-  context: RunContext,
-  database: DatabaseFile,
-  options: { scopes: readonly string[]; concurrency?: number },
-): Promise<SquareClient> {
-  // Loading the package takes most of a second. It is loaded here, so that --help and a run without
-  // requests do not have to wait for it.
-  const { SquareClient } = await import("square");
+  settings: { token: string; baseUrl: string },
+  traffic: Traffic = { requests: 0, retries: 0, unanswered: 0, squareTime: undefined },
+  concurrency: number = DEFAULT_CONCURRENCY,
+): Promise<{ square: SquareClient; traffic: Traffic }> {
+  const { SquareClient } = loadSquare();
   const square = new SquareClient({
-    token: context.square.token,
-    baseUrl: context.square.baseUrl,
+    ...settings,
     maxRetries: MAX_RETRIES,
-    fetch: await createStrictFetch(context, options.concurrency ?? 1),
+    timeoutInSeconds: SDK_TIMEOUT_S,
+    fetch: await createStrictFetch(traffic, concurrency),
   });
-  // checkAccount compares the merchant of the token with the merchant of the file. If one of them
-  // is unknown, it looks up some customers of the file instead. If Square has none of them, the
-  // token belongs to another seller.
-  const readIds = () => database.query(readSomeIds);
-  const stored = database.account;
-  const account = await checkAccount(square, context, stored, options.scopes, readIds);
-  database.account = account; // The next update saves it.
-  return square;
+  return { square, traffic };
+}
+
+/**
+ * Creates the client of a run, and checks that the token belongs to the seller of the file. Only a
+ * token that the file does not know yet costs a request.
+ * @returns the client, and the account for {@linkcode saveAccount} in the next step that saves
+ * @throws SyncError (usage) if the file belongs to another seller or environment; (denied) if Square
+ *   rejects the token
+ */
+export async function connect(
+  context: RunContext,
+  concurrency: number = DEFAULT_CONCURRENCY,
+): Promise<{ square: SquareClient; account: Account }> {
+  const { square: settings, databasePath, traffic, startedAt, warn } = context;
+  const stored = await readDatabase(databasePath, (db) => readAccount(db, context));
+  const { square } = await createSquareClient(settings, traffic, concurrency);
+  const tokenHash = createHash("sha256").update(settings.token).digest("hex");
+  let account = stored;
+  if (stored.tokenHash !== tokenHash) {
+    const status = await retrieveTokenStatus(square, settings.environment);
+    requireSameMerchant(databasePath, stored, status.merchantId);
+    account = {
+      ...stored,
+      ...status,
+      tokenHash,
+      merchantId: status.merchantId ?? stored.merchantId,
+    };
+  }
+  const { tokenExpiresAt } = account;
+  if (tokenExpiresAt !== null && Date.parse(tokenExpiresAt) < startedAt + EXPIRY_WARNING_MS)
+    warn(
+      `the access token expires on ${tokenExpiresAt.slice(0, 10)}: replace SQUARE_ACCESS_TOKEN before that`,
+    );
+  return { square, account };
+}
+
+/**
+ * Returns when a run began, by this computer's clock or by Square's, whichever is earlier. Call it
+ * after the first reply. If this computer's clock is ahead, the watermark would be in Square's
+ * future, and customers that are created until then would never be read.
+ */
+export function computeStartTime({ startedAt, traffic }: RunContext): number {
+  return Math.min(startedAt, traffic.squareTime ?? startedAt);
+}
+
+/**
+ * Reads the account of a file.
+ * @throws SyncError (usage) if the file belongs to another environment than this run
+ */
+export function readAccount(db: Database, { databasePath, square }: RunContext): Account {
+  const [row = {}] = readRows(db, "SELECT * FROM square_account");
+  const readText = (value: SqlValue | undefined) => (value ? String(value) : null);
+  const environment = String(row.environment ?? square.environment);
+  if (environment !== square.environment)
+    throw createAccountError(databasePath, `Square (${environment})`, `(${square.environment})`);
+  return {
+    environment,
+    merchantId: readText(row.merchant_id),
+    tokenHash: readText(row.token_hash),
+    tokenExpiresAt: readText(row.token_expires_at),
+  };
+}
+
+/**
+ * Saves the account of a run in the file. Call it in each step that saves something of Square.
+ * @throws SyncError (usage) if another program has replaced the file by one of another seller
+ */
+export function saveAccount(db: Database, context: RunContext, account: Account): void {
+  requireSameMerchant(context.databasePath, readAccount(db, context), account.merchantId);
+  db.run(
+    `INSERT OR REPLACE INTO square_account
+       (only_row, environment, merchant_id, token_hash, token_expires_at) VALUES (1, ?, ?, ?, ?)`,
+    [account.environment, account.merchantId, account.tokenHash, account.tokenExpiresAt],
+  );
+}
+
+/** If Square does not name the merchant of one of them, only the environments are compared. */
+function requireSameMerchant(path: string, stored: Account, merchantId: string | null): void {
+  if (stored.merchantId !== null && merchantId !== null && stored.merchantId !== merchantId)
+    throw createAccountError(path, `the merchant ${stored.merchantId}`, merchantId);
+}
+
+function createAccountError(path: string, owner: string, current: string): SyncError {
+  return new SyncError(
+    "usage",
+    `Cannot use "${path}": it holds customers of ${owner}, and this run is for ${current}`,
+    "another file with --db or DATABASE_PATH, or the token and SQUARE_ENVIRONMENT of this file",
+  );
+}
+
+/** @see https://developer.squareup.com/reference/square/o-auth-api/retrieve-token-status */
+async function retrieveTokenStatus(
+  square: SquareClient,
+  environment: string,
+): Promise<Pick<Account, "merchantId" | "tokenExpiresAt">> {
+  try {
+    const { merchantId, expiresAt } = await square.oAuth.retrieveTokenStatus();
+    return { merchantId: merchantId || null, tokenExpiresAt: expiresAt || null };
+  } catch (error) {
+    // Square documents this request only for production. In the sandbox it may reject a valid
+    // token, and an invalid one fails at the next request.
+    const isMissing = error instanceof Error && "statusCode" in error && error.statusCode === 404;
+    const isDenied = createSquareError(error, environment)?.kind === "denied";
+    if (isMissing || (isDenied && environment === "sandbox"))
+      return { merchantId: null, tokenExpiresAt: null };
+    throw error;
+  }
 }

@@ -1,8 +1,8 @@
 /** Searches Square's customers page by page. Read `searchPages` first: it is the simple way. */
 import type { Square, SquareClient } from "square";
 import { SyncError } from "./internal/errors.ts";
-import { readInParallel } from "./internal/parallel.ts";
 import { findContentErrors } from "./internal/square-errors.ts";
+import { readInParallel } from "./parallel.ts";
 
 /** The filter of a SearchCustomers request. */
 export type Filter = Square.CustomerFilter;
@@ -12,12 +12,10 @@ export interface Page {
   customers: Square.Customer[];
   /** How many customers match the filter, as Square counted them. */
   count: number;
-  /** How many of them were not returned yet. After the last page, these customers are missing. */
-  missingCount: number;
 }
 
 /** The most customers that Square returns on one page. */
-export const PAGE_SIZE = 100;
+const PAGE_SIZE = 100;
 
 // How often searchPages starts again because its cursor has expired.
 const MAX_RESTARTS = 3;
@@ -27,16 +25,17 @@ const MAX_ATTEMPTS = 3;
 
 /**
  * Requests one page of a search, oldest customer first.
- * @param cursor where to continue: the `cursor` of the previous page; undefined = the first page
+ * @param options.cursor where to continue: the `cursor` of the previous page
+ * @param options.limit how many customers to return at most
  * @see https://developer.squareup.com/reference/square/customers-api/search-customers
  */
 export async function requestPage(
   square: SquareClient,
   filter: Filter,
-  cursor?: string,
+  { cursor, limit = PAGE_SIZE }: { cursor?: string | undefined; limit?: number } = {},
 ): Promise<Square.SearchCustomersResponse> {
   return await square.customers.search({
-    limit: BigInt(PAGE_SIZE),
+    limit: BigInt(limit),
     count: true,
     query: {
       filter,
@@ -55,17 +54,14 @@ export async function requestPage(
  * @throws SyncError when Square returns the same cursor twice
  */
 export async function* searchPages(square: SquareClient, filter: Filter): AsyncGenerator<Page> {
-  const ids = new Set<string | undefined>();
   const cursors = new Set<string>();
   let cursor: string | undefined;
   let restarts = 0;
-  let count = 0;
-
-  while (true) {
+  do {
     let response: Square.SearchCustomersResponse;
     try {
       // A cursor is only valid for its own query, so each request repeats the same query.
-      response = await requestPage(square, filter, cursor);
+      response = await requestPage(square, filter, { cursor });
     } catch (error) {
       // A cursor expires after a few minutes. Square has accepted the same query before, so if it
       // rejects the request now (content errors), the cursor has expired. Start again from the
@@ -73,27 +69,20 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
       const isExpired = cursor !== undefined && findContentErrors(error) !== undefined;
       if (!isExpired || restarts === MAX_RESTARTS) throw error;
       restarts++;
-      cursor = undefined;
       cursors.clear();
-      continue;
+      response = await requestPage(square, filter);
     }
-
-    const customers = response.customers ?? [];
-    for (const { id } of customers) ids.add(id);
-    // Square counts again for each page. If a customer is returned and then deleted, `ids` still
-    // has it, and the next count does not. The smaller count could hide a missing customer, so keep
-    // the largest one. Example: of 10 customers, A is returned and then deleted, and B is never
-    // returned. The last count is 9, and `ids` has 9 entries, so none would seem missing.
-    count = Math.max(count, Number(response.count ?? 0));
-    yield { customers, count, missingCount: Math.max(count - ids.size, 0) };
-
+    yield { customers: response.customers ?? [], count: Number(response.count ?? 0) };
     // Only a missing cursor marks the last page. A short or empty page can be followed by others.
     cursor = response.cursor || undefined;
-    if (cursor === undefined) return;
-    if (cursors.has(cursor))
-      throw new SyncError("failed", "Cannot read all pages: Square returned the same cursor twice");
-    cursors.add(cursor);
-  }
+    if (cursor !== undefined && cursors.has(cursor))
+      throw new SyncError(
+        "failed",
+        "Cannot read all pages: Square returned the same cursor twice",
+        "run it again; nothing was saved",
+      );
+    cursors.add(cursor ?? "");
+  } while (cursor !== undefined);
 }
 
 /**
@@ -103,26 +92,31 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
  * @param options.concurrency how many slices to read at the same time; 1 = do not divide the result
  * @param options.divideUntil the end of the time to divide, in milliseconds since 1970. Customers
  *   that were created later are returned too
+ * @returns pages, each with the count of the whole search, and with how many customers Square has
+ *   counted and not returned so far. After the last page, these customers are missing
  */
 export async function* searchCustomers(
   square: SquareClient,
   filter: Filter,
   options: { concurrency: number; divideUntil: number },
-): AsyncGenerator<Page> {
-  for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt++) {
-    // Each attempt is a new search with its own count, so begin with 0 again. readInParallel adds
-    // up the slices, so each of its pages has the missing count of the whole search so far.
-    let missingCount = 0;
+): AsyncGenerator<Page & { missingCount: number }> {
+  for (let attempt = 1, missingCount = 1; attempt <= MAX_ATTEMPTS && missingCount > 0; attempt++) {
+    const ids = new Set<string | undefined>();
+    let count = 0;
     const pages =
       options.concurrency === 1
         ? searchPages(square, filter)
-        : readInParallel((sliceFilter) => searchPages(square, sliceFilter), filter, options);
+        : readInParallel((slice) => searchPages(square, slice), filter, options);
     for await (const page of pages) {
-      missingCount = page.missingCount;
-      yield page;
+      for (const { id } of page.customers) ids.add(id);
+      // Square counts again for each page. If a customer is returned and then deleted, `ids` still
+      // has it, and the next count does not. The smaller count could hide a missing customer, so
+      // keep the largest one. A slice has a smaller count than the whole search.
+      count = Math.max(count, page.count);
+      missingCount = Math.max(count - ids.size, 0);
+      yield { customers: page.customers, count, missingCount };
     }
     // If a customer is deleted during a search, the customers after it move up by one place. One of
     // them can move to a page that was already read. The next attempt returns it.
-    if (missingCount === 0) return;
   }
 }

@@ -1,446 +1,459 @@
 /**
- * Selects unpushed rows and decides which of them can be sent. The check undoes its own writes.
- * Before the first request, its result is stored: an idempotency key for each row to send, and the
- * reason for each other row.
+ * Selects unpushed rows and decides what happens to each: it is sent, linked, refused or held.
  *
  * A row is **in doubt** when it may have been sent and its outcome is unknown, for example because
  * the reply was lost. It has an idempotency key and no id. It may exist in Square, so it is looked
  * up before it is sent again.
  */
-import type { Database, SqlValue } from "sql.js";
-import { parseOptOut, readUnpushedReferences } from "./customers.ts";
-import {
-  type ComparedValues,
-  createDuplicateIndex,
-  type DuplicateIndex,
-  type Match,
-} from "./internal/duplicates.ts";
+import type { Database } from "sql.js";
+import type { Square } from "square";
+import { buildIdentity, cleanValue, type Identity, isOtherPerson, isSamePhone } from "./checks.ts";
+import { NOT_DELETED, type RowChange, saveCustomers, UNPUSHED } from "./customers.ts";
+import { formatNumber, type RunContext } from "./internal/cli.ts";
 import { messageOf, SyncError } from "./internal/errors.ts";
-import { countWrites, isInTransaction, readRows, resetWrites } from "./internal/sql.ts";
-import { findInvalidUtf8 } from "./internal/utf8.ts";
-import {
-  buildComparedValues,
-  buildCustomer,
-  buildRow,
-  CREATED_AT,
-  columnOf,
-  EMAIL_UNSUBSCRIBED,
-  type LocalRow,
-  type NewCustomer,
-  NOT_DELETED,
-  REFERENCE_ID,
-  TABLE,
-} from "./mapping.ts";
+import { type Row, readRows, readValue } from "./internal/sql.ts";
+import { buildRow, type CustomerRow, FIELDS, hasOptOut, type SquareField } from "./mapping.ts";
+import { requireCompletePull } from "./runs.ts";
 
-/** An unpushed row, and what happened to it. */
-export interface PushRow {
-  /** A text, because SQLite's integers can be larger than a JavaScript number. */
-  localId: string;
-  idempotencyKey: string;
-  /** The data to send. */
-  customer: NewCustomer;
-  /** The values that were compared with those of other rows when the row was selected. */
-  comparedValues: ComparedValues;
-  /** The row may have been sent, in this run or an earlier one, and the outcome is unknown. */
-  inDoubt: boolean;
-  /** For a row in doubt: each `reference_id` to search for in Square. Empty for other rows. */
-  references: string[];
-  /** The row has a `push_error` of an earlier run. */
-  hadError: boolean;
-  outcome: Outcome;
-  /** Why the row is on hold; null = it is not. */
-  holdReason: HoldReason | null;
-  /** Square's customer id, when it is known. */
-  id: string | null;
-  /** The reason to print: why the row is rejected or on hold, or what a person should know. */
-  reason: string | null;
-}
+const HOUR_MS = 3_600_000;
 
-/**
- * - `ready`: will be sent.
- * - `created`: this run created it in Square.
- * - `linked`: it exists in Square already, from an earlier run whose reply was lost.
- * - `refused`: Square or our validation rejects it.
- * - `held`: on hold until a person decides, for example about a possible duplicate.
- * - `later`: not sent, or not answered; a later run tries again.
- */
-export type Outcome = "ready" | "created" | "linked" | "refused" | "held" | "later";
+// A push warns if the last complete pull is older than this.
+const OLD_PULL_MS = 24 * HOUR_MS;
 
-/**
- * - `duplicate`: another row has the same email address, phone number or reference id.
- * - `opt-out`: the customer wants no marketing email, and Square would create it as subscribed.
- * - `edited`: it was edited after it was sent. Square has its idempotency key with other values.
- * - `not saved`: it exists in Square, but a constraint or trigger of the table rejects the
- * customer.
- */
-export type HoldReason = "duplicate" | "opt-out" | "edited" | "not saved";
-
-/** Which unpushed rows to push. The first three options narrow the selection. */
-export interface Selection {
+/** Which unpushed rows to push, and what to do with possible duplicates. */
+export interface PushOptions {
   /** Only rows with this `source`. */
   source: string | undefined;
   /** Only rows created since this time, as RFC 3339; null = all. */
   createdSince: string | null;
   /** At most this many rows. */
   limit: number | undefined;
+  /** Rows in one request. */
+  batchSize: number;
   /** Send possible duplicates too. */
   allowDuplicates: boolean;
-  /** Send rows with `email_unsubscribed` too. */
-  allowSubscribe: boolean;
+  /** Link a row to the one customer that it matches. */
+  linkDuplicates: boolean;
 }
-
-// ---- Select and check ----
 
 /**
- * Selects unpushed rows and decides which of them can be sent. The check tries to save each row and
- * undoes that again, so the database stays as it was.
+ * What happens to a row (`create`, `look up` in a dry run, `link`), or what has happened:
+ * - `linked`: its customer existed in Square already.
+ * - `refused`: Square or our checks do not accept it.
+ * - `held`: waits until a person decides, for example about a possible duplicate.
+ * - `later`: not sent, or not answered; a later run tries again.
  */
-export function prepareRows(db: Database, selection: Selection): PushRow[] {
-  const selected = readSelectedRows(db, selection);
-  const duplicates = selection.allowDuplicates ? undefined : indexDuplicates(db, selected);
-  const localIdByReference = readUnpushedReferences(db);
-  return selected.map((stored) => {
-    const row = createPushRow(stored);
-    checkRow(db, row, stored, duplicates, selection);
-    if (row.inDoubt) row.references = listReferences(row, localIdByReference);
-    return row;
-  });
+export type Outcome =
+  | ("create" | "look up" | "link")
+  | ("created" | "linked" | "refused" | "held" | "later");
+
+/** A row that was selected, and what happened to it. */
+export interface PushRow {
+  localId: number;
+  idempotencyKey: string;
+  /** The data to send. */
+  customer: NewCustomer;
+  /** The row may have been sent, in this run or an earlier one, and the outcome is unknown. */
+  inDoubt: boolean;
+  hasOptOut: boolean;
+  outcome: Outcome;
+  /** Square's customer id, when it is known. */
+  id: string | null;
+  /** Why the row is refused or held. */
+  reason: string | null;
 }
 
-/** True if the row needs a request: to look it up, or to create it. */
-export function needsRequest({ outcome, inDoubt }: PushRow): boolean {
-  return outcome === "ready" || inDoubt;
+/** The rows of a push, and the changes of the file that --verbose lists. */
+export interface PushResult {
+  rows: PushRow[];
+  changes: RowChange[];
 }
 
-function readSelectedRows(db: Database, { source, createdSince, limit }: Selection): LocalRow[] {
-  // Rows with an error of an earlier run come last. Otherwise, the same bad rows could use up
-  // --limit in every run. A row whose created_at is not a time is selected, because it can be new.
-  // The text local_id takes the place of the number in the result. ORDER BY names the table,
-  // because local_id alone would be the text, which sorts 10 before 9.
-  return readRows(
+/** A selected row before the step that decides about it. */
+export interface SelectedRow {
+  localId: number;
+  /** For a row in doubt: each `reference_id` under which Square may have it. Otherwise empty. */
+  references: string[];
+}
+
+/**
+ * Requires a complete pull whose customers are still in the file. After `DELETE FROM customers`,
+ * sync_runs still lists that pull, but a push would create every customer a second time. Warns if
+ * the last complete pull is old.
+ * @throws SyncError (usage)
+ */
+export function requirePullForPush(db: Database, context: RunContext): void {
+  requireCompletePull(db, context);
+  // The last run that read everything in one window has fetched all customers of Square.
+  const [last] = readRows(
     db,
-    `SELECT *, CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
-     WHERE id IS NULL AND ${NOT_DELETED} AND (?1 IS NULL OR source = ?1)
-       AND (?2 IS NULL OR coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', ${CREATED_AT}), ?2) >= ?2)
-     ORDER BY push_error IS NOT NULL, ${TABLE}.local_id LIMIT ?3`,
-    [source ?? null, createdSince, limit ?? -1],
+    `SELECT fetched, (SELECT count(*) FROM customers WHERE id IS NOT NULL) AS existing
+     FROM sync_runs WHERE script = 'pull-created' AND complete = 1 AND since IS NULL
+     ORDER BY id DESC LIMIT 1`,
   );
+  const [fetched, existing] = [Number(last?.fetched ?? 0), Number(last?.existing ?? 0)];
+  if (existing < fetched / 2)
+    throw new SyncError(
+      "usage",
+      `Cannot run ${context.script}: "${context.databasePath}" has only ${existing} of the ${fetched} customers that were saved in it`,
+      "pull-created --since all; or --skip-pull-check, if they were removed on purpose",
+    );
+  // The file does not have the customers that were created in Square since the last complete pull.
+  const sql = `SELECT max(started_at) FROM sync_runs WHERE script = 'pull-created' AND complete = 1`;
+  const age = context.startedAt - Date.parse(String(readValue(db, sql)));
+  if (age > OLD_PULL_MS)
+    context.warn(
+      `the last complete pull-created began ${formatNumber(Math.floor(age / HOUR_MS), "hour")} ago: customers created in Square since then can be created again`,
+    );
 }
 
-function createPushRow(stored: LocalRow): PushRow {
-  const storedKey = String(stored.idempotency_key ?? "").trim();
+/**
+ * Selects the next unpushed rows. A row with a reason or an idempotency key comes late, so that the
+ * same bad rows do not use up --limit in every run.
+ * @param taken the local_id of the rows that this run has taken already
+ */
+export function selectRows(
+  db: Database,
+  { source, createdSince, limit = Number.POSITIVE_INFINITY, batchSize }: PushOptions,
+  taken: ReadonlySet<number>,
+): SelectedRow[] {
+  // A row whose created_at is not a time is selected, because it can be new.
+  const rows = readRows(
+    db,
+    `SELECT local_id, idempotency_key, reference_id FROM customers
+     WHERE ${UNPUSHED} AND (?1 IS NULL OR source = ?1)
+       AND (?2 IS NULL OR coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', created_at), ?2) >= ?2)
+     ORDER BY concat(push_error, idempotency_key) <> '', local_id`,
+    [source ?? null, createdSince],
+  );
+  return rows
+    .filter(({ local_id }) => !taken.has(Number(local_id)))
+    .slice(0, Math.min(batchSize, limit - taken.size))
+    .map((row) => {
+      const key = readKey(row);
+      const reference = buildIdentity(row).reference_id;
+      // A reference_id that another row has too identifies neither of them.
+      const sql = "SELECT count(*) FROM customers WHERE reference_id = ?";
+      const isShared = key !== "" && Number(readValue(db, sql, [row.reference_id ?? ""])) > 1;
+      // The row can have got another reference_id after it was sent with its key.
+      const references = isShared || reference === "" ? [key] : [key, reference];
+      const localId = Number(row.local_id);
+      return { localId, references: key === "" ? [] : [...new Set(references)] };
+    });
+}
+
+/**
+ * Decides what happens to selected rows, as they are in the file now, and stores that: the id of a
+ * row that was found in Square, a reason, or an idempotency key. A row that is not in the result
+ * waits for the next batch: another script has given it a key meanwhile, so it must be looked up.
+ * @param found the customers that Square has for each row in doubt; undefined = look up nothing,
+ *   for a dry run
+ * @param countries the country codes that the SDK knows
+ */
+export function prepareRows(
+  db: Database,
+  context: RunContext,
+  selected: readonly SelectedRow[],
+  found: ReadonlyMap<number, Square.Customer[]> | undefined,
+  options: PushOptions,
+  countries: ReadonlySet<string>,
+): PushResult {
+  const sql = `SELECT * FROM customers WHERE local_id = ? AND ${UNPUSHED}`;
+  const current = selected
+    .flatMap(({ localId }) => readRows(db, sql, [localId]))
+    .filter((row) => readKey(row) === "" || !found || found.has(Number(row.local_id)));
+  const known = readKnownRows(db, current);
+  const sent = new Set<number>();
+  const changes: RowChange[] = [];
+
+  const rows = current.map((stored): PushRow => {
+    const { customer, problems } = buildCustomer(stored, countries);
+    const row = createPushRow(stored, customer);
+    const { localId } = row;
+    const identity = buildIdentity(stored);
+    const own = findOwnCustomer(found?.get(localId) ?? [], row.idempotencyKey, identity);
+    if (own !== undefined) {
+      const created = new Map([[own.id, localId]]);
+      const saved = saveCustomers(db, [own], context.startedAt, created);
+      changes.push(...saved.changes);
+      const problem = saved.notSaved[0]?.reason;
+      if (problem === undefined) return { ...row, outcome: "linked", id: own.id };
+      return storeReason(db, row, "held", describeUnsaved(own.id, problem));
+    }
+    if (problems.length > 0) return storeReason(db, row, "refused", problems.join("; "));
+    if (!options.allowDuplicates) {
+      const decision = compareRow(row, identity, known, sent, options);
+      if (decision.id !== undefined) return { ...row, outcome: "link", id: decision.id };
+      if (decision.reason !== undefined) return storeReason(db, row, "held", decision.reason);
+    }
+    if (row.hasOptOut)
+      return storeReason(
+        db,
+        row,
+        "held",
+        "email_unsubscribed is set, and Square would create the customer as subscribed",
+      );
+    // A row without a reference_id is sent with its key in that field, because search finds a
+    // customer by reference_id.
+    const referenceId = customer.referenceId ?? row.idempotencyKey;
+    const problem = storeKey(db, row, referenceId);
+    if (problem !== undefined)
+      return storeReason(db, row, "refused", `the table does not accept it: ${problem}`);
+    sent.add(localId);
+    const outcome = row.inDoubt && found === undefined ? "look up" : "create";
+    return { ...row, customer: { ...customer, referenceId }, outcome };
+  });
+  return { rows, changes };
+}
+
+function createPushRow(stored: Row, customer: NewCustomer): PushRow {
+  const storedKey = readKey(stored);
   return {
-    localId: String(stored.local_id),
+    localId: Number(stored.local_id),
     idempotencyKey: storedKey || crypto.randomUUID(),
-    customer: {}, // checkRow builds it.
-    comparedValues: buildComparedValues(stored),
-    // A stored key means that the row may have been sent. The file does not record the request
-    // itself: if the script was killed before it, the row has a key and was never sent.
+    customer,
+    // The file does not record the request itself. If the script was killed before it, the row has
+    // a key and was never sent.
     inDoubt: storedKey !== "",
-    references: [],
-    hadError: stored.push_error !== null,
-    outcome: "ready",
-    holdReason: null,
+    hasOptOut: hasOptOut(stored),
+    outcome: "create",
     id: null,
     reason: null,
   };
 }
 
-/**
- * Returns the reference_id to send: the one of the row, or else its idempotency key. With it, each
- * row can be searched for in Square. Call it after checkRow has built `row.customer`.
- */
-function chooseReferenceId({ customer, idempotencyKey }: PushRow): string {
-  return customer.referenceId ?? idempotencyKey;
+function readKey(row: Row): string {
+  return String(row.idempotency_key ?? "").trim();
 }
 
 /**
- * Lists each reference_id under which Square may have a row in doubt. The row can have got its
- * reference_id after it was sent, so the idempotency key is one of them. A reference that several
- * rows share identifies none of them, so it is left out.
+ * Finds the customer that a row in doubt became, among those that Square has under its references.
+ * If that is unclear, the row is sent again with its key: then Square itself knows the customer.
  */
-function listReferences(row: PushRow, localIdByReference: Map<string, string>): string[] {
-  const references = new Set([chooseReferenceId(row), row.idempotencyKey]);
-  return [...references].filter((reference) => localIdByReference.get(reference) === row.localId);
-}
-
-/**
- * Builds the data to send, and decides whether the row can be sent.
- * @param stored the row as it is in the file now
- * @param duplicates undefined = do not look for possible duplicates
- */
-function checkRow(
-  db: Database,
-  row: PushRow,
-  stored: LocalRow,
-  duplicates: DuplicateIndex | undefined,
-  { allowSubscribe }: Selection,
-): void {
-  const { customer, problems } = buildCustomer(stored, findInvalidUtf8(db, TABLE, stored));
-  row.customer = customer;
-  const hasOptOut = parseOptOut(stored);
-  if (hasOptOut === undefined) problems.push(`${EMAIL_UNSUBSCRIBED} is invalid: expected 0 or 1`);
-  if (problems.length > 0) {
-    refuse(row, problems.join("; "));
-    return;
-  }
-
-  const candidate = { localId: row.localId, id: null, ...buildComparedValues(stored) };
-  // Example: row 7 was sent, and the reply was lost. A pull could not link the customer, and
-  // inserted it as row 12, which has the reference_id of row 7. Row 12 is not a duplicate of row 7,
-  // but its customer. So a row in doubt is not compared with rows that have its reference_id.
-  const options = row.inDoubt ? { ignoredReference: chooseReferenceId(row) } : {};
-  const match = duplicates?.find(candidate, options);
-  if (match !== undefined) {
-    hold(row, describeMatch(match), "duplicate");
-    return;
-  }
-  if (hasOptOut && !allowSubscribe) {
-    hold(
-      row,
-      `${EMAIL_UNSUBSCRIBED} is set, but Square would create the customer as subscribed to marketing email`,
-      "opt-out",
+function findOwnCustomer(
+  found: readonly Square.Customer[],
+  idempotencyKey: string,
+  identity: Identity,
+): CustomerRow | undefined {
+  const references = [idempotencyKey, identity.reference_id];
+  // Square's search ignores the case of a reference_id.
+  const possible = found
+    .filter(({ referenceId = "" }) => references.includes(String(referenceId)))
+    .map(buildRow)
+    .filter(
+      (customer) =>
+        customer.reference_id === idempotencyKey ||
+        !isOtherPerson(buildIdentity(customer), identity),
     );
-    return;
-  }
-  const problem = trySave(db, row);
-  if (problem !== undefined) {
-    refuse(row, `a constraint or trigger of the table rejects it: ${problem}`);
-    return;
-  }
-  // The row will be sent, so the rows after it are compared with it too.
-  duplicates?.add(candidate);
+  return possible.length === 1 ? possible[0] : undefined;
 }
 
-/** Indexes the rows that a selected row can be a duplicate of. */
-function indexDuplicates(db: Database, selected: LocalRow[]): DuplicateIndex {
-  // To save memory, the index keeps only the values that a selected row has.
-  const index = createDuplicateIndex(selected.map(buildComparedValues));
-  const columns = [columnOf("emailAddress"), columnOf("phoneNumber"), columnOf("referenceId")];
-  // Read the customers of Square, and the rows that may have been sent. A selected row can be among
-  // them. That is harmless, because find ignores the row itself. checkRow adds the rows that will
-  // be sent. Deleted customers are left out, because the same person may come back. A merged
-  // customer is still in Square, as a part of another one.
+/**
+ * Stores the idempotency key of a row before it is sent. If the key existed only in memory and the
+ * script were killed after the request, the next run would create the customer a second time.
+ * @returns the problem, if the table does not keep it
+ */
+function storeKey(db: Database, row: PushRow, referenceId: string): string | undefined {
+  try {
+    const stored = readValue(
+      db,
+      `UPDATE OR ABORT customers SET idempotency_key = ?, push_error = NULL,
+         reference_id = iif(trim(coalesce(reference_id, '')) = '', ?, reference_id)
+       WHERE local_id = ? RETURNING local_id`,
+      [row.idempotencyKey, referenceId, row.localId],
+    );
+    return stored === null ? "a trigger ignores it" : undefined;
+  } catch (error) {
+    return messageOf(error);
+  }
+}
+
+// ---- The data to send ----
+
+/** The data of a new customer, for CreateCustomer and BulkCreateCustomers. */
+export type NewCustomer = Omit<Square.CreateCustomerRequest, "idempotencyKey">;
+
+/**
+ * Builds the data of a new customer from a row, and lists the values that must not be sent. A blank
+ * column is left out, because Square accepts a missing field but not an empty one.
+ * @param countries the country codes that the SDK knows
+ */
+export function buildCustomer(
+  row: Row,
+  countries: ReadonlySet<string>,
+): { customer: NewCustomer; problems: string[] } {
+  const customer: NewCustomer = {};
+  const problems: string[] = [];
+  for (const { column, square, sent } of FIELDS) {
+    if (sent === undefined) continue;
+    const { text, problem } = cleanValue(row[column], sent, countries);
+    if (problem !== undefined) problems.push(`${column} ${problem}`);
+    else if (text !== "") setField(customer, square, text);
+  }
+  return { customer, problems };
+}
+
+function setField(customer: NewCustomer, field: SquareField, text: string): void {
+  const [first = "", second] = field.split(".");
+  if (second === undefined) Object.assign(customer, { [first]: text });
+  else if (first === "address") customer.address = { ...customer.address, [second]: text };
+  else customer.taxIds = { ...customer.taxIds, [second]: text }; // the only other object
+}
+
+// ---- Possible duplicates ----
+
+/** A row of the file that a row can be compared with. */
+interface KnownRow {
+  localId: number;
+  /** The customer of the row. A merged row counts as the customer that it was merged into. */
+  customerId: string | null;
+  /** The row was sent, and may be in Square. */
+  inDoubt: boolean;
+  identity: Identity;
+}
+
+/** The digits by which phone numbers are found. Two equal numbers have the same last nine digits. */
+const getPhoneEnd = (digits: string): string => digits.slice(-9);
+
+/** Reads the rows of the file that have a value of one of the given rows, and all unpushed rows. */
+function readKnownRows(db: Database, rows: readonly Row[]): KnownRow[] {
+  const wanted = new Set<string>();
+  for (const row of rows) {
+    const { email_address, phone_number, reference_id } = buildIdentity(row);
+    for (const value of [email_address, getPhoneEnd(phone_number), reference_id]) wanted.add(value);
+  }
+  wanted.delete("");
+  // There can be very many customers, so read them one at a time, and look at the rest of a row
+  // only if one of its values is wanted. Deleted customers are left out, because the same person
+  // may come back. A merged customer is still in Square, as a part of another one.
   const statement = db.prepare(
-    `SELECT CAST(local_id AS TEXT) AS local_id, iif(${NOT_DELETED}, id, merged_into) AS id,
-       ${columns.join(", ")} FROM ${TABLE}
-     WHERE (${NOT_DELETED}
-         OR merged_into IN (SELECT id FROM ${TABLE} WHERE id IS NOT NULL AND ${NOT_DELETED}))
-       AND (id IS NOT NULL OR idempotency_key IS NOT NULL)`,
+    `SELECT email_address, phone_number, reference_id, iif(${NOT_DELETED}, id, merged_into),
+       local_id, idempotency_key, given_name, family_name, company_name
+     FROM customers WHERE ${NOT_DELETED}
+       OR merged_into IN (SELECT id FROM customers WHERE id IS NOT NULL AND ${NOT_DELETED})`,
   );
-  // There can be very many rows, so read them one at a time.
+  const known: KnownRow[] = [];
   while (statement.step()) {
+    const [email, phone, reference, customerId = null] = statement.get();
+    const isWanted =
+      customerId === null ||
+      wanted.has(String(email).trim().toLowerCase()) ||
+      wanted.has(String(reference).trim()) ||
+      wanted.has(getPhoneEnd(String(phone).replace(/[^0-9]/g, "")));
+    if (!isWanted) continue;
     const row = statement.getAsObject();
-    const id = row.id === null ? null : String(row.id);
-    index.add({ localId: String(row.local_id), id, ...buildComparedValues(row) });
+    known.push({
+      localId: Number(row.local_id),
+      customerId: customerId === null ? null : String(customerId),
+      inDoubt: readKey(row) !== "",
+      identity: buildIdentity(row),
+    });
   }
   statement.free();
-  return index;
+  return known;
 }
 
-function describeMatch(match: Match): string {
-  const customer = match.id === null ? "" : `, customer ${match.id}`;
-  return `same ${columnOf(match.field)} as row ${match.localId}${customer}`;
-}
-
-/**
- * Tries what a push will save, and undoes it. Without this trial, a constraint or trigger of the
- * table would reject the save only after the customer was created in Square, and again in every
- * run.
- * @returns SQLite's reason, or undefined when the save works
- */
-function trySave(db: Database, row: PushRow): string | undefined {
-  const now = new Date().toISOString();
-  const example = buildRow({
-    ...row.customer,
-    referenceId: chooseReferenceId(row),
-    id: "ABCDEFGHIJKLMNOPQRSTUVWXYZ", // It looks like an id that Square gives.
-    createdAt: now,
-    updatedAt: now,
-    creationSource: "THIRD_PARTY",
-    version: 0n,
-  });
-  const columns = [...Object.keys(example), "synced_at"];
-  const assignments = columns.map((column) => `${column} = ?`);
-  let problem: string | undefined;
-  const writesBefore = countWrites(db);
-  db.run("SAVEPOINT trial");
-  try {
-    writeKey(db, row);
-    db.run(`UPDATE ${TABLE} SET ${assignments.join(", ")}, push_error = NULL WHERE local_id = ?`, [
-      ...Object.values(example),
-      now,
-      row.localId,
-    ]);
-    if (db.getRowsModified() !== 1) problem = "a trigger ignores the update";
-  } catch (error) {
-    problem = messageOf(error);
-  }
-  if (isInTransaction(db)) {
-    db.run("ROLLBACK TO trial; RELEASE trial");
-  } else {
-    // A constraint or trigger with ROLLBACK has ended the whole transaction, so begin another one.
-    // No write is lost with the first one, because all rows are checked before anything is written.
-    db.run("BEGIN");
-  }
-  // The trial has left no change. Without this call, its writes would still count, and an update
-  // would save the file without need.
-  resetWrites(db, writesBefore);
-  return problem;
+/** Returns the column in which two rows are the same, if they are a possible duplicate. */
+function findSameColumn(one: Identity, other: Identity): keyof Identity | undefined {
+  const isEqual = (column: keyof Identity) => one[column] !== "" && one[column] === other[column];
+  if (isEqual("email_address")) return "email_address";
+  if (isEqual("reference_id")) return "reference_id";
+  const isFamily = isOtherPerson(one, other); // with one telephone
+  return isSamePhone(one.phone_number, other.phone_number) && !isFamily
+    ? "phone_number"
+    : undefined;
 }
 
 /**
- * Checks rows again right before they are sent, because another program may have edited them. Rows
- * with the same values as before are not compared with other rows again. A row that must not be
- * sent anymore gets another outcome than `ready`, and its reason is saved.
+ * Compares a row with the others.
+ * @param sent the rows that are sent before this one
+ * @returns the customer to link it to, or the reason to hold it, or neither
  */
-export function recheckRows(db: Database, rows: readonly PushRow[], selection: Selection): void {
-  const current: { row: PushRow; stored: LocalRow; isChanged: boolean }[] = [];
-  for (const row of rows) {
-    const stored = readUnpushedRow(db, row);
-    if (stored === undefined) {
-      row.outcome = "later";
-      row.reason = "another program changed or removed it during the push";
-      continue;
-    }
-    // This step can run twice, so begin with a clean outcome.
-    row.outcome = "ready";
-    row.holdReason = null;
-    row.reason = null;
-    current.push({ row, stored, isChanged: hasChangedValues(row, stored) });
-  }
+function compareRow(
+  row: PushRow,
+  identity: Identity,
+  known: readonly KnownRow[],
+  sent: ReadonlySet<number>,
+  { linkDuplicates }: PushOptions,
+): { id?: string; reason?: string } {
+  const { localId, idempotencyKey, inDoubt } = row;
+  const { reference_id } = identity;
+  const others = known.filter((other) => other.localId !== localId);
 
-  // Reading the whole table again takes time. So only rows with a new email address, phone number
-  // or reference_id are compared with the others again.
-  const changed = current.filter(({ isChanged }) => isChanged).map(({ stored }) => stored);
-  const needsIndex = changed.length > 0 && !selection.allowDuplicates;
-  const duplicates = needsIndex ? indexDuplicates(db, changed) : undefined;
-  for (const { row, stored, isChanged } of current) {
-    checkRow(db, row, stored, isChanged ? duplicates : undefined, selection);
-    // Always send a reference_id, so that the row can be looked up. storeCheckResults has stored
-    // one, but another program can have removed it since.
-    row.customer.referenceId = chooseReferenceId(row);
-  }
-
-  // checkRow can undo what was written before it in this transaction, so write at the end. A row
-  // that was not sent needs no idempotency key.
-  for (const { row } of current)
-    if (row.outcome !== "ready") saveReason(db, row, { clearKey: !row.inDoubt });
-}
-
-/** True if a compared value of a row has changed since the row was selected. */
-function hasChangedValues({ comparedValues, idempotencyKey }: PushRow, stored: LocalRow): boolean {
-  const { emailAddress, phoneNumber, referenceId } = buildComparedValues(stored);
-  // storeCheckResults has saved the idempotency key as the reference_id of a row without one.
-  const expectedReferenceId = comparedValues.referenceId || idempotencyKey;
-  return (
-    emailAddress !== comparedValues.emailAddress ||
-    phoneNumber !== comparedValues.phoneNumber ||
-    referenceId !== expectedReferenceId
+  // Rule of the reference_id: exactly one customer and one unpushed row have it.
+  const withReference = others.filter(
+    (other) => reference_id !== "" && other.identity.reference_id === reference_id,
   );
-}
+  const owners = new Set(withReference.map(({ customerId }) => customerId));
+  const [owner] = owners;
+  const isOther = withReference.every((other) => isOtherPerson(other.identity, identity));
+  if (!inDoubt && owners.size === 1 && owner && !isOther) return { id: owner };
 
-/**
- * Reads a row as it is in the file now, by its idempotency key. Another program can have given its
- * local_id to another row.
- * @returns undefined if the row was removed, marked as deleted, or has an id
- */
-export function readUnpushedRow(db: Database, { idempotencyKey }: PushRow): LocalRow | undefined {
-  const sql = `SELECT *, CAST(local_id AS TEXT) AS local_id FROM ${TABLE}
-    WHERE idempotency_key = ? AND id IS NULL AND ${NOT_DELETED}`;
-  return readRows(db, sql, [idempotencyKey])[0];
-}
-
-// ---- Store the result of the check ----
-
-/**
- * Stores the result of the check in each row: an idempotency key and a `reference_id` by which
- * Square can be searched, or the reason why the row is not sent. If a key were created at the time
- * of the request, it would be lost together with the reply, and the next run would create the
- * customer again.
- * @throws SyncError (failed) when the table does not keep a key
- */
-export function storeCheckResults(db: Database, rows: readonly PushRow[]): void {
-  const notReady = rows.filter(({ outcome }) => outcome !== "ready");
-  const ready = rows.filter(({ outcome }) => outcome === "ready");
-  // All reasons come before the first key. If a trigger with ROLLBACK ends the transaction while a
-  // reason is written, no key is lost.
-  const sql = `UPDATE ${TABLE} SET push_error = ? WHERE local_id = ?`;
-  for (const { reason, localId } of notReady) tryWriteReason(db, sql, [reason, localId]);
-  for (const row of ready) storeKey(db, row);
-}
-
-/**
- * Writes the reason of a row. The trigger that rejects the row can reject this write too. The
- * reason is then only printed, and the other rows go on.
- */
-function tryWriteReason(db: Database, sql: string, values: SqlValue[]): void {
-  try {
-    db.run(sql, values);
-  } catch {
-    // A trigger with ROLLBACK has ended the transaction. Only reasons were written in it so far.
-    if (!isInTransaction(db)) db.run("BEGIN");
-  }
-}
-
-/** Stores the key of a row. The trial of the same write has succeeded, so a problem is unexpected. */
-function storeKey(db: Database, row: PushRow): void {
-  try {
-    writeKey(db, row);
-  } catch (error) {
-    throw new SyncError(
-      "failed",
-      `Cannot store the idempotency key of row ${row.localId}: ${messageOf(error)}`,
-      "look for a trigger on the table, or a local_id that is not its PRIMARY KEY; nothing was sent",
-    );
-  }
-}
-
-function writeKey(db: Database, row: PushRow): void {
-  const referenceId = chooseReferenceId(row);
-  db.run(`UPDATE ${TABLE} SET idempotency_key = ?, ${REFERENCE_ID} = ? WHERE local_id = ?`, [
-    row.idempotencyKey,
-    referenceId,
-    row.localId,
-  ]);
-  // A trigger can have changed or ignored the write.
-  const kept = readRows(
-    db,
-    `SELECT 1 FROM ${TABLE} WHERE local_id = ? AND idempotency_key = ? AND ${REFERENCE_ID} = ?`,
-    [row.localId, row.idempotencyKey, referenceId],
+  // A pull can have saved the customer of a row in doubt as another row. That is not a duplicate.
+  const isOwnCustomer = ({ identity: other }: KnownRow) =>
+    inDoubt && [reference_id, idempotencyKey].includes(other.reference_id);
+  const matches = others.filter(
+    (other) =>
+      (other.customerId !== null || other.inDoubt || sent.has(other.localId)) &&
+      findSameColumn(identity, other.identity) !== undefined &&
+      !isOwnCustomer(other),
   );
-  if (kept.length !== 1) throw new Error("the table does not keep its idempotency key");
+  const [match] = matches;
+  if (match === undefined) return {};
+  const customer = match.customerId === null ? "" : `, customer ${match.customerId}`;
+  const column = findSameColumn(identity, match.identity);
+  const reason = `same ${column} as row ${match.localId}${customer}`;
+  if (!linkDuplicates) return { reason };
+
+  const customers = new Set(matches.map(({ customerId }) => customerId));
+  const [id = null] = customers;
+  const ofCustomer = others.filter(({ customerId }) => id !== null && customerId === id);
+  const references = ofCustomer.map((other) => other.identity.reference_id);
+  const isWantedTwice = others.some(
+    (other) =>
+      other.customerId === null &&
+      ofCustomer.some((one) => findSameColumn(one.identity, other.identity) !== undefined),
+  );
+  let obstacle: string | undefined;
+  if (inDoubt) obstacle = "it may have been sent already";
+  else if (customers.size > 1 || id === null) obstacle = "it matches several rows";
+  else if (
+    reference_id !== "" &&
+    references.some((other) => other !== "" && other !== reference_id)
+  )
+    obstacle = "the customer has another reference_id";
+  else if (isWantedTwice) obstacle = "another row matches the customer too";
+  return obstacle === undefined && id !== null
+    ? { id }
+    : { reason: `${reason}; not linked: ${obstacle}` };
 }
 
-// ---- Outcomes ----
+// ---- Reasons ----
 
 /**
- * Saves the reason of a row in `push_error`.
- * @param options.clearKey removes the idempotency key. Do this only when it is certain that no
- *   request with this key was executed. Otherwise, the next run would create the customer again
- * @param options.details saved after the reason, and never printed
+ * Stores why a row is held or refused.
+ * @param clearsKey Square's own answer proves that nothing was created. Clears the idempotency key,
+ *   and the reference_id that is its copy
  */
-export function saveReason(
+export function storeReason(
   db: Database,
   row: PushRow,
-  { clearKey, details = "" }: { clearKey: boolean; details?: string },
-): void {
-  tryWriteReason(
-    db,
-    `UPDATE ${TABLE} SET push_error = ?, idempotency_key = ? WHERE idempotency_key = ? AND id IS NULL`,
-    [`${row.reason} ${details}`.trim(), clearKey ? null : row.idempotencyKey, row.idempotencyKey],
-  );
+  outcome: "held" | "refused",
+  reason: string,
+  clearsKey: boolean = false,
+): PushRow {
+  const clear = `, idempotency_key = NULL, reference_id = nullif(reference_id, idempotency_key)`;
+  const sql = `UPDATE OR ABORT customers SET push_error = ?${clearsKey ? clear : ""}
+    WHERE local_id = ? AND ${UNPUSHED}`;
+  try {
+    db.run(sql, [reason, row.localId]);
+  } catch {
+    // A trigger of the table does not accept the write. The reason is printed anyway.
+  }
+  return { ...row, outcome, reason };
 }
 
-/** Puts a row on hold. */
-export function hold(row: PushRow, reason: string, holdReason: HoldReason): void {
-  row.outcome = "held";
-  row.reason = reason;
-  row.holdReason = holdReason;
-}
-
-/** Marks a row as rejected. */
-export function refuse(row: PushRow, reason: string): void {
-  row.outcome = "refused";
-  row.reason = reason;
+/** The reason of a row whose customer exists in Square, but could not be saved in the file. */
+export function describeUnsaved(id: string, problem: string): string {
+  return `it is customer ${id} in Square, but the table does not accept that: ${problem}`;
 }

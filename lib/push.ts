@@ -1,235 +1,294 @@
-/**
- * Creates unpushed rows in Square. Before this, prepare.ts has selected and checked the rows, and
- * has stored their idempotency keys. Rows in doubt are looked up first. Then all rows that were not
- * found are sent, and their ids are saved after each reply.
- */
+/** Sends prepared rows to Square, and saves the replies. */
+import type { Database } from "sql.js";
 import type { Square, SquareClient } from "square";
-import type { DatabaseFile } from "./database.ts";
-import type { RunContext } from "./internal/context.ts";
+import { loadSquare } from "./client.ts";
+import { NOT_DELETED, reportSaved, saveCustomers, UNPUSHED } from "./customers.ts";
+import { formatNumber, type Result, type RunContext } from "./internal/cli.ts";
 import { SyncError } from "./internal/errors.ts";
+import { readRows } from "./internal/sql.ts";
 import {
   createDeniedError,
-  createSquareError,
   findContentErrors,
   formatErrors,
   hasCategory,
+  isContentRejected,
   readErrors,
   type SquareErrorEntry,
 } from "./internal/square-errors.ts";
-import type { NewCustomer } from "./mapping.ts";
-import { listErrorsOf, type Success, saveErrors, saveSuccesses } from "./outcome.ts";
+import type { Traffic } from "./internal/strict-fetch.ts";
+import { buildRow } from "./mapping.ts";
 import { searchPages } from "./paging.ts";
-import { type PushRow, recheckRows, type Selection, saveReason } from "./prepare.ts";
+import {
+  describeUnsaved,
+  type NewCustomer,
+  type Outcome,
+  type PushOptions,
+  type PushResult,
+  type PushRow,
+  type SelectedRow,
+  storeReason,
+} from "./prepare.ts";
+import { formatCounts, pickCounts, recordRun } from "./runs.ts";
+
+/** Returns the country codes that the SDK knows. */
+export function listCountries(): ReadonlySet<string> {
+  return new Set(Object.values(loadSquare().Square.Country));
+}
 
 /**
- * Divides rows into batches. Rows with an error of an earlier run go last and into their own
- * batches, because a bad row can make Square reject the whole request, together with the good rows
- * in it.
+ * Looks up rows in doubt by reference_id.
+ * @returns the customers that Square has for each of them
+ * @see https://developer.squareup.com/reference/square/customers-api/search-customers
  */
-export function divideIntoBatches(rows: readonly PushRow[], size: number): PushRow[][] {
-  const batches: PushRow[][] = [];
-  for (const hadError of [false, true]) {
-    const group = rows.filter((row) => row.hadError === hadError);
-    for (let start = 0; start < group.length; start += size)
-      batches.push(group.slice(start, start + size));
-  }
-  return batches;
+export async function findInSquare(
+  square: SquareClient,
+  rows: readonly SelectedRow[],
+): Promise<Map<number, Square.Customer[]>> {
+  const inDoubt = rows.filter(({ references }) => references.length > 0);
+  const entries = inDoubt.map(
+    async ({ localId, references }): Promise<[number, Square.Customer[]]> => {
+      const customers = new Map<string | undefined, Square.Customer>();
+      for (const exact of references)
+        for await (const page of searchPages(square, { referenceId: { exact } }))
+          for (const customer of page.customers) customers.set(customer.id, customer);
+      return [localId, [...customers.values()]];
+    },
+  );
+  return new Map(await Promise.all(entries));
 }
 
-// ---- Look up rows in doubt ----
-
-/** Searches Square for the rows in doubt, and links those that exist already. */
-export async function linkRowsInDoubt(
-  square: SquareClient,
-  database: DatabaseFile,
-  rows: readonly PushRow[],
-): Promise<void> {
-  const successes: Success[] = [];
-  for (const row of rows) {
-    if (!row.inDoubt) continue;
-    const customer = await findByReference(square, row.references);
-    if (customer !== undefined) successes.push({ row, customer, outcome: "linked" });
-  }
-  if (successes.length > 0) await database.update((db) => saveSuccesses(db, successes));
+/** What Square replied for one row: a customer, errors, or neither, which means that it is unknown. */
+export interface Reply {
+  row: PushRow;
+  customer?: Square.Customer | undefined;
+  errors: SquareErrorEntry[];
 }
 
 /**
- * Searches for the customer that has one of the references. A `reference_id` is not unique in
- * Square. If two customers are found, it is unknown which one is the row, so neither is returned.
- * The row is then sent again with its idempotency key, for which Square returns the right one.
- */
-async function findByReference(
-  square: SquareClient,
-  references: readonly string[],
-): Promise<Square.Customer | undefined> {
-  const found = new Map<string, Square.Customer>();
-  for (const reference of references) {
-    for await (const page of searchPages(square, { referenceId: { exact: reference } })) {
-      for (const customer of page.customers) {
-        // Square's filter ignores case, so compare again.
-        const isSame = customer.referenceId === reference;
-        if (isSame && customer.id !== undefined) found.set(customer.id, customer);
-      }
-    }
-  }
-  return found.size === 1 ? [...found.values()][0] : undefined;
-}
-
-// ---- Send ----
-
-/**
- * Creates customers in Square, and saves their ids. This sets the outcome of each row.
- *
- * One bad row can make Square reject a whole request. If the errors name rows, these are taken out
- * and the others are sent again. If not, each half of the rows is sent alone, until the bad rows
- * are found.
- * @param rows at most 100. Only rows with the outcome `ready` are sent
- * @param options.useBulk false = call CreateCustomer instead of BulkCreateCustomers. Pass one row
- *   then: if the call for a second row failed, the reply for the first one would be lost
- * @throws SquareError when a request fails after all retries
- * @throws SyncError (denied) when Square rejects the token in the reply for a row
+ * Creates customers in Square. If Square rejects the whole call, the rows that its errors name are
+ * taken out, and the others are sent again. If the errors name none, each row is sent alone.
+ * @param useBulk false = one CreateCustomer for each row. Otherwise, a row that is sent alone is a
+ *   bulk call of one: Square does not document whether both endpoints share their idempotency keys
+ * @returns a reply for each row. In it, `row.inDoubt` is true if an attempt of this row had no
+ *   answer, in this run or an earlier one
+ * @throws the error of the SDK if Square does not answer. The rows keep their idempotency keys
  */
 export async function createCustomers(
   square: SquareClient,
-  database: DatabaseFile,
-  context: RunContext,
-  rows: readonly PushRow[],
-  options: Selection & { useBulk: boolean },
-): Promise<void> {
-  const checked = rows.filter(({ outcome }) => outcome === "ready");
-  // Another program may have edited the rows since they were checked. Send them as they are now.
-  await database.update((db) => recheckRows(db, checked, options));
-  const ready = checked.filter(({ outcome }) => outcome === "ready");
-  if (ready.length === 0) return;
-
-  let responses: Record<string, Square.CreateCustomerResponse>;
-  try {
-    responses = await sendRows(square, context, ready, options.useBulk);
-  } catch (error) {
-    const errors = findContentErrors(error);
-    if (errors === undefined) {
-      await postpone(database, context, ready, error);
-      throw error;
-    }
-    // Square has rejected the whole call. Reject the rows that are to blame, and send the others.
-    const { blamed, groups } = divideRejected(ready, errors);
-    await database.update((db) => {
-      for (const { row, rowErrors } of blamed) saveErrors(db, row, rowErrors);
-    });
-    for (const group of groups) await createCustomers(square, database, context, group, options);
-    return;
-  }
-
-  const replies = ready.map((row) => ({ row, reply: responses[row.idempotencyKey] ?? {} }));
-  await database.update((db) => {
-    const successes: Success[] = [];
-    for (const { row, reply } of replies) {
-      const { customer } = reply;
-      if (customer?.id === undefined) saveErrors(db, row, readErrors(reply));
-      else successes.push({ row, customer, outcome: "created" });
-    }
-    saveSuccesses(db, successes);
-  });
-  // If Square rejects the token for one row, it would do so for all other batches. So end the run,
-  // after the rows that were created are saved.
-  const allErrors = replies.flatMap(({ reply }) => readErrors(reply));
-  if (hasCategory(allErrors, "AUTHENTICATION_ERROR"))
-    throw createDeniedError(formatErrors(allErrors));
-}
-
-/** A row that is to blame for a rejected call, and the errors about it. */
-interface BlamedRow {
-  row: PushRow;
-  rowErrors: SquareErrorEntry[];
-}
-
-/**
- * Divides the rows of a call that Square has rejected as a whole.
- * @returns the rows that are to blame, and the other rows in groups. Each group has to be sent
- *   again in its own call
- */
-function divideRejected(
-  rows: readonly PushRow[],
-  errors: SquareErrorEntry[],
-): { blamed: BlamedRow[]; groups: PushRow[][] } {
-  // The errors name rows: send all others together.
-  const named = rows
-    .map((row) => ({ row, rowErrors: listErrorsOf(row, errors) }))
-    .filter(({ rowErrors }) => rowErrors.length > 0);
-  if (named.length > 0) {
-    const others = rows.filter((row) => !named.some((blamed) => blamed.row === row));
-    return { blamed: named, groups: [others] };
-  }
-  // The errors name no row, and only one was sent.
-  if (rows.length === 1)
-    return { blamed: rows.map((row) => ({ row, rowErrors: errors })), groups: [] };
-  // The errors name none of several rows: send each half alone, to find out which row is to blame.
-  const middle = Math.floor(rows.length / 2);
-  return { blamed: [], groups: [rows.slice(0, middle), rows.slice(middle)] };
-}
-
-/** Sends rows to Square. Returns the response for each idempotency key. */
-async function sendRows(
-  square: SquareClient,
-  context: RunContext,
+  traffic: Traffic,
   rows: readonly PushRow[],
   useBulk: boolean,
-): Promise<Record<string, Square.CreateCustomerResponse>> {
-  // Counts the attempts without a reply. The client sends such a request again and does not report
-  // it.
-  const unknownBefore = context.traffic.unknownOutcomes;
-  try {
-    if (useBulk) return await createInBulk(square, rows);
-    const responses: Record<string, Square.CreateCustomerResponse> = {};
-    for (const row of rows) responses[row.idempotencyKey] = await createOne(square, row);
-    return responses;
-  } finally {
-    // An attempt without a reply may have created the customers, even if the last attempt was
-    // rejected. So the rows are in doubt.
-    const hasUnknownOutcome = context.traffic.unknownOutcomes > unknownBefore;
-    if (hasUnknownOutcome) {
-      for (const row of rows) row.inDoubt = true;
+): Promise<Reply[]> {
+  if (rows.length === 0) return [];
+  const replies: Reply[] = [];
+  const groups = useBulk ? [rows] : rows.map((row) => [row]);
+  for (const group of groups) {
+    const unansweredBefore = traffic.unanswered;
+    const { responses, errors } = await sendRows(square, group, useBulk);
+    const isUnanswered = traffic.unanswered > unansweredBefore;
+    const sent = group.map((row) => ({ ...row, inDoubt: row.inDoubt || isUnanswered }));
+    if (responses !== undefined) {
+      for (const row of sent) {
+        const response = responses[row.idempotencyKey];
+        replies.push({ row, customer: response?.customer, errors: readErrors(response) });
+      }
+      continue;
     }
+    const blamed = sent.map((row) => ({ row, errors: listErrorsOf(row, errors) }));
+    const named = blamed.filter((reply) => reply.errors.length > 0 || sent.length === 1);
+    for (const { row, errors: own } of named)
+      replies.push({ row, errors: own.length > 0 ? own : errors });
+    const others = blamed.filter((reply) => !named.includes(reply)).map(({ row }) => row);
+    const next = named.length > 0 ? [others] : others.map((row) => [row]);
+    for (const part of next)
+      replies.push(...(await createCustomers(square, traffic, part, useBulk)));
   }
-}
-
-/** @see https://developer.squareup.com/reference/square/customers-api/bulk-create-customers */
-async function createInBulk(
-  square: SquareClient,
-  rows: readonly PushRow[],
-): Promise<Record<string, Square.CreateCustomerResponse>> {
-  const customers: Record<string, NewCustomer> = {};
-  for (const { idempotencyKey, customer } of rows) customers[idempotencyKey] = customer;
-  const { responses = {} } = await square.customers.batchCreate({ customers });
-  return responses;
-}
-
-/** @see https://developer.squareup.com/reference/square/customers-api/create-customer */
-async function createOne(
-  square: SquareClient,
-  { idempotencyKey, customer }: PushRow,
-): Promise<Square.CreateCustomerResponse> {
-  return await square.customers.create({ ...customer, idempotencyKey });
+  return replies;
 }
 
 /**
- * Saves a temporary error of Square as the `push_error` of the rows that were sent. One of them may
- * be the reason why Square does not answer. With a `push_error`, they come last in the next run,
- * and do not stop the other rows again.
+ * Sends one request.
+ * @returns the response for each idempotency key, or the errors with which Square rejected the call
+ * @see https://developer.squareup.com/reference/square/customers-api/bulk-create-customers
+ * @see https://developer.squareup.com/reference/square/customers-api/create-customer
  */
-async function postpone(
-  database: DatabaseFile,
-  context: RunContext,
+async function sendRows(
+  square: SquareClient,
   rows: readonly PushRow[],
-  error: unknown,
-): Promise<void> {
-  const described = error instanceof SyncError ? error : createSquareError(error, context);
-  if (described?.kind !== "temporary") return;
-  for (const row of rows) {
-    row.outcome = "later";
-    row.reason = described.message;
+  useBulk: boolean,
+): Promise<{
+  responses?: Record<string, Square.CreateCustomerResponse>;
+  errors: SquareErrorEntry[];
+}> {
+  try {
+    if (useBulk) {
+      const customers: Record<string, NewCustomer> = {};
+      for (const { idempotencyKey, customer } of rows) customers[idempotencyKey] = customer;
+      const { responses = {} } = await square.customers.batchCreate({ customers });
+      return { responses, errors: [] };
+    }
+    const responses: Record<string, Square.CreateCustomerResponse> = {};
+    for (const { idempotencyKey, customer } of rows)
+      responses[idempotencyKey] = await square.customers.create({ ...customer, idempotencyKey });
+    return { responses, errors: [] };
+  } catch (error) {
+    const errors = findContentErrors(error);
+    if (errors === undefined) throw error;
+    return { errors };
   }
-  await database.update((db) => {
-    for (const row of rows) saveReason(db, row, { clearKey: false });
+}
+
+/** Lists the errors of a bulk call that are about one row: `customers.<idempotency key>.…`. */
+function listErrorsOf(row: PushRow, errors: SquareErrorEntry[]): SquareErrorEntry[] {
+  const prefix = `customers.${row.idempotencyKey}`;
+  return errors.filter(({ field }) => field === prefix || field.startsWith(`${prefix}.`));
+}
+
+/**
+ * Saves the replies of Square in the rows.
+ *
+ * | Square's answer                                | The row            | Its idempotency key      |
+ * | ---------------------------------------------- | ------------------ | ------------------------ |
+ * | the customer                                   | gets the id        | stays                    |
+ * | refused, and every attempt was answered        | refused            | cleared: nothing was     |
+ * |                                                |                    | created; and also the    |
+ * |                                                |                    | reference_id that is its |
+ * |                                                |                    | copy                     |
+ * | refused, after an attempt without an answer    | refused            | stays: that attempt may  |
+ * |                                                |                    | have created it          |
+ * | key used with other values                     | held               | stays                    |
+ * | no answer, or an error that is not about it    | sent again later   | stays                    |
+ */
+export function saveReplies(
+  db: Database,
+  context: RunContext,
+  replies: readonly Reply[],
+): PushResult {
+  const created = replies.flatMap(({ customer }) => (customer?.id ? [buildRow(customer)] : []));
+  const createdFrom = new Map(
+    replies.map(({ row, customer }) => [customer?.id ?? "", row.localId] as const),
+  );
+  const saved = saveCustomers(db, created, context.startedAt, createdFrom);
+  const unsaved = new Map(saved.notSaved.map(({ id, reason }) => [id, reason]));
+  const rows = replies.map(({ row, customer, errors }): PushRow => {
+    if (customer?.id) {
+      const { id } = customer;
+      const problem = unsaved.get(id);
+      if (problem === undefined) return { ...row, outcome: "created", id };
+      return storeReason(db, row, "held", describeUnsaved(id, problem));
+    }
+    const words = formatErrors(errors.map((error) => ({ ...error, field: nameField(row, error) })));
+    const reason = `Square returned ${words || "no customer"}`;
+    if (!isContentRejected(errors)) return { ...row, outcome: "later", reason };
+    if (errors.some(({ code }) => code === "IDEMPOTENCY_KEY_REUSED"))
+      return storeReason(db, row, "held", `${reason}: it was edited after it was sent`);
+    return storeReason(db, row, "refused", reason, !row.inDoubt);
   });
+  return { rows, changes: saved.changes };
+}
+
+// The field is `customers.<idempotency key>.email_address` or `email_address`.
+function nameField(row: PushRow, { field }: SquareErrorEntry): string {
+  return field.replace(`customers.${row.idempotencyKey}.`, "");
+}
+
+/**
+ * Ends the run if Square rejected the token for one row, because it would do so for all others.
+ * @throws SyncError (denied)
+ */
+export function requireAcceptedToken(replies: readonly Reply[]): void {
+  const errors = replies.flatMap((reply) => reply.errors);
+  if (hasCategory(errors, "AUTHENTICATION_ERROR")) throw createDeniedError(formatErrors(errors));
+}
+
+/**
+ * Records a push, and builds its result.
+ * @param rows what happened to the selected rows; in a dry run, what would happen
+ */
+export function finishPush(
+  db: Database,
+  context: RunContext,
+  { source, createdSince, limit }: PushOptions,
+  { rows, changes }: PushResult,
+  isDryRun: boolean,
+): Result {
+  const count = (outcome: Outcome) => rows.filter((row) => row.outcome === outcome).length;
+  const [refused, held, later] = [count("refused"), count("held"), count("later")];
+  const done = { created: count("created"), linked: count("linked"), refused, held };
+  const record = recordRun(db, context, { since: createdSince, ...done });
+  const taken = new Set(rows.map(({ localId }) => localId));
+  const inSquare = `SELECT local_id FROM customers WHERE id IS NOT NULL AND ${NOT_DELETED}`;
+  const unpushed = readIds(db, `SELECT local_id FROM customers WHERE ${UNPUSHED}`);
+  const leftOut = unpushed.filter((localId) => !taken.has(localId)).length;
+  const edited = readIds(db, `${inSquare} AND edited_at <> ''`).length;
+  const withOwnId = readIds(db, `${inSquare} AND coalesce(synced_at, '') = ''`);
+
+  const reasons = rows
+    .filter(({ reason }) => reason !== null)
+    .map(({ localId, outcome, reason }) => `row ${localId} is ${outcome}: ${reason}`);
+  const isNarrowed = source !== undefined || createdSince !== null || limit !== undefined;
+  if (isNarrowed && leftOut > 0)
+    reasons.push(
+      `${formatNumber(leftOut, "other row")} left out by --source, --created-since or --limit`,
+    );
+  if (edited > 0)
+    reasons.push(
+      `${formatNumber(edited, "edited row")} of customers in Square not sent: see "Edits in the file" in README.md`,
+    );
+  if (withOwnId.length > 0)
+    reasons.push(
+      `not sent, because their id is not from Square: row ${withOwnId.join(", ")}; move your own number to reference_id, and set id to NULL`,
+    );
+  const saved = reportSaved({ changes, notSaved: [] });
+  const waiting = [
+    formatCounts({ refused, held, "not sent because of their id": withOwnId.length }),
+    saved.waiting,
+  ].filter((text) => text !== "");
+
+  const plans: Record<string, number> = {
+    "would be created": count("create"),
+    "would be looked up": count("look up"),
+    "would be linked": count("link"),
+  };
+  const counts = formatCounts({ ...plans, ...done }) || "none is done";
+  const selected = formatNumber(rows.length, "row");
+  const summary = rows.length === 0 ? "no rows to push" : `${selected} selected: ${counts}`;
+  const json = { selected: rows.length, leftOut, edited, ...pickCounts(record), dryRun: isDryRun };
+  const result: Result = {
+    ...saved,
+    reasons,
+    waiting: waiting.join(", "),
+    summary: isDryRun ? `dry run: ${summary}; nothing was sent or saved` : summary,
+    json: { ...json, rows: rows.map(describeForProgram) },
+    table: isDryRun && rows.length > 0 ? [PLAN_HEADER, ...rows.map(describeForPerson)] : [],
+    ...(refused + held > 0 && { nextStep: NEXT_STEP }),
+  };
+  if (later > 0)
+    result.error = new SyncError(
+      "temporary",
+      `Cannot create ${later} of ${selected} yet: Square did not answer for them, or another program changed them`,
+      "run it again later: these rows keep their idempotency keys",
+    );
+  return result;
+}
+
+const NEXT_STEP =
+  "correct a refused row and run it again; for a held row, --link-duplicates if it is the same customer, --allow-duplicates if not, or delete the row";
+
+const PLAN_HEADER = ["row", "plan", "name", "email", "phone"];
+
+function describeForPerson({ localId, outcome, customer }: PushRow): string[] {
+  const { givenName, familyName, companyName, emailAddress, phoneNumber } = customer;
+  const name = [givenName, familyName].filter(Boolean).join(" ") || companyName;
+  return [`${localId}`, outcome, name ?? "", emailAddress ?? "", phoneNumber ?? ""];
+}
+
+function describeForProgram({ localId, outcome, id, reason }: PushRow) {
+  const isPlan = ["create", "look up", "link"].includes(outcome);
+  const word = isPlan ? `would-${outcome.replace(" ", "-")}` : outcome;
+  return { local_id: localId, outcome: word, id, reason };
+}
+
+function readIds(db: Database, sql: string): number[] {
+  return readRows(db, sql).map(({ local_id }) => Number(local_id));
 }

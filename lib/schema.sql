@@ -1,11 +1,8 @@
--- The three tables, schema version 2. The script init-db runs this file.
--- The sqlite3 program can run it too: sqlite3 database.db < lib/schema.sql
+-- The tables, schema version 3. The script init-db runs this file.
+-- The sqlite3 program can run it too: sqlite3 database.db ".read lib/schema.sql"
 --
 -- A column that holds a field of Square has the name of that field in Square's API.
 -- All times are UTC with milliseconds, for example 2026-08-01T00:00:00.000Z.
---
--- To add a column, write it on its own line: two spaces, then the name, then the type.
--- init-db finds the columns by this form, and adds the missing ones to an older file.
 
 CREATE TABLE IF NOT EXISTS customers (
   local_id INTEGER PRIMARY KEY AUTOINCREMENT, -- the row's number in this file; never reused
@@ -41,12 +38,32 @@ CREATE TABLE IF NOT EXISTS customers (
   source TEXT,                            -- your label for where an unpushed row came from
   synced_at TEXT,                         -- when the row was last saved from a reply of Square
   idempotency_key TEXT UNIQUE,            -- stored before the row is first sent to Square
-  -- Why the last push rejected the row or put it on hold. Also a note on a row that was created with
-  -- --allow-subscribe: email_unsubscribed is 1 in the row, but Square has the customer as subscribed.
-  push_error TEXT,
+  push_error TEXT,                        -- why the last push refused or held the row
   deleted_at TEXT,                        -- when it was found deleted in Square; NULL = it exists
-  merged_into TEXT                        -- id of the customer that it was merged into in Square
+  merged_into TEXT,                       -- id of the customer that it was merged into, or linked to
+  edited_at TEXT                          -- when somebody edited the row of a customer in Square
 );
+
+-- Notes an edit of a customer that is in Square, so that no save replaces it without a word. The
+-- scripts set synced_at in the same UPDATE, and so are told apart. The columns are those that
+-- FIELDS in lib/mapping.ts sends, and email_unsubscribed.
+CREATE TRIGGER IF NOT EXISTS customers_edited AFTER UPDATE ON customers
+WHEN OLD.id IS NOT NULL AND NEW.synced_at IS OLD.synced_at AND (
+  NEW.given_name IS NOT OLD.given_name OR NEW.family_name IS NOT OLD.family_name
+  OR NEW.company_name IS NOT OLD.company_name OR NEW.nickname IS NOT OLD.nickname
+  OR NEW.email_address IS NOT OLD.email_address OR NEW.phone_number IS NOT OLD.phone_number
+  OR NEW.birthday IS NOT OLD.birthday OR NEW.note IS NOT OLD.note
+  OR NEW.reference_id IS NOT OLD.reference_id OR NEW.tax_ids_eu_vat IS NOT OLD.tax_ids_eu_vat
+  OR NEW.address_line_1 IS NOT OLD.address_line_1 OR NEW.address_line_2 IS NOT OLD.address_line_2
+  OR NEW.address_line_3 IS NOT OLD.address_line_3 OR NEW.locality IS NOT OLD.locality
+  OR NEW.sublocality IS NOT OLD.sublocality
+  OR NEW.administrative_district_level_1 IS NOT OLD.administrative_district_level_1
+  OR NEW.postal_code IS NOT OLD.postal_code OR NEW.country IS NOT OLD.country
+  OR NEW.email_unsubscribed IS NOT OLD.email_unsubscribed)
+BEGIN
+  UPDATE customers SET edited_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+  WHERE local_id = NEW.local_id;
+END;
 
 -- One row for each finished run: a log, and the state from which --since last continues.
 CREATE TABLE IF NOT EXISTS sync_runs (
@@ -57,17 +74,18 @@ CREATE TABLE IF NOT EXISTS sync_runs (
   finished_at TEXT NOT NULL,
   since TEXT,                             -- start of the time window; NULL = everything
   until TEXT,                             -- end of the time window; NULL = no end
-  watermark TEXT,                         -- everything up to this time has been read (push-new: pushed)
+  watermark TEXT,                         -- everything up to this time has been read
+  complete INTEGER NOT NULL DEFAULT 0,    -- 1 = everything up to started_at has been read
   fetched INTEGER NOT NULL DEFAULT 0,     -- customers that Square returned
   inserted INTEGER NOT NULL DEFAULT 0,    -- customers that became new rows
   updated INTEGER NOT NULL DEFAULT 0,     -- rows that changed
   unchanged INTEGER NOT NULL DEFAULT 0,   -- rows that were already the same
-  linked INTEGER NOT NULL DEFAULT 0,      -- unpushed rows that existed in Square already
+  linked INTEGER NOT NULL DEFAULT 0,      -- unpushed rows whose customer existed in Square already
   deleted INTEGER NOT NULL DEFAULT 0,     -- rows that were marked as deleted
   merged INTEGER NOT NULL DEFAULT 0,      -- rows that were marked as merged
   created INTEGER NOT NULL DEFAULT 0,     -- rows that were created in Square
-  refused INTEGER NOT NULL DEFAULT 0,     -- rows that Square or our validation rejected
-  held INTEGER NOT NULL DEFAULT 0,        -- rows that were put on hold until a person decides
+  refused INTEGER NOT NULL DEFAULT 0,     -- rows that Square or our checks do not accept
+  held INTEGER NOT NULL DEFAULT 0,        -- rows that wait for a person
   requests INTEGER NOT NULL DEFAULT 0,    -- requests to Square
   retries INTEGER NOT NULL DEFAULT 0      -- requests that repeated a failed one
 );
@@ -78,9 +96,7 @@ CREATE TABLE IF NOT EXISTS square_account (
   environment TEXT NOT NULL,              -- sandbox, production or offline, as in sync_runs
   merchant_id TEXT,
   token_hash TEXT,                        -- SHA-256 of the access token that was checked last
-  token_scopes TEXT,                      -- its permissions, separated by spaces
-  token_expires_at TEXT,
-  checked_at TEXT
+  token_expires_at TEXT
 );
 
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;

@@ -2,16 +2,12 @@
 /**
  * Find the customers that were deleted or merged in Square, and mark their rows in the file.
  *
- * Square does not report deletions: a deleted customer only stops appearing in search. To find it
- * with few requests, this script first compares counts, and compares ids only where they differ.
- *
  * Steps:
- *   1. Compare how many customers Square and the file have, in total and in slices of time.
- *   2. Compare the ids in each small slice whose counts differ.
+ *   1. Compare how many customers Square and the file have, in total and in ranges of time.
+ *   2. Compare the ids in each small range whose counts differ.
  *   3. Look up each id that only one side has: is the customer deleted, merged, or still there?
  *   4. Stop if suspiciously many customers would be marked.
- *   5. Mark the rows of deleted and merged customers. Insert customers that the file lacks. No row is
- *      removed.
+ *   5. Mark the rows of deleted and merged customers, and save the others. No row is removed.
  *
  * Reads Square: https://developer.squareup.com/reference/square/customers-api/search-customers
  *               https://developer.squareup.com/reference/square/customers-api/bulk-retrieve-customers
@@ -22,120 +18,115 @@
  *     deno run --no-prompt --ignore-env \
  *       --allow-env=SQUARE_ACCESS_TOKEN,SQUARE_ENVIRONMENT,SQUARE_BASE_URL,DATABASE_PATH \
  *       --allow-net=connect.squareup.com,connect.squareupsandbox.com --allow-read=. \
- *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/pull-deleted.ts
+ *       --allow-write=database.db,database.db.tmp scripts/pull-deleted.ts
  *
- * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write. Exit codes: 0
- * done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped.
+ * With --db shop.db, name shop.db and shop.db.tmp in --allow-write. --help lists the exit codes.
  */
-import type { Database } from "sql.js";
-import { createSquareClient, READ_CUSTOMERS } from "../lib/client.ts";
-import { type GoneCustomer, markGone, readLiveCustomers, saveCustomers } from "../lib/customers.ts";
-import { openDatabase } from "../lib/database.ts";
-import { countOption, flag, runScript } from "../lib/internal/cli.ts";
-import { createTooManyMarksError, describeDeletions } from "../lib/internal/report.ts";
+import { connect, saveAccount } from "../lib/client.ts";
+import { reportSaved, saveCustomers } from "../lib/customers.ts";
+import { readDatabase, updateDatabase } from "../lib/database.ts";
+import {
+  compareWithSquare,
+  type GoneCustomer,
+  lookUpCustomers,
+  markGone,
+  readLiveCustomers,
+} from "../lib/deleted.ts";
+import { count, flag, formatNumber, runScript } from "../lib/internal/cli.ts";
+import { SyncError } from "../lib/internal/errors.ts";
 import { buildRow, type CustomerRow } from "../lib/mapping.ts";
 import type { Filter } from "../lib/paging.ts";
-import { compareWithSquare, lookUpCustomers } from "../lib/reconcile.ts";
-import { recordRun, requireCompletePull } from "../lib/runs.ts";
-import { SEARCH_LAG_MS } from "../lib/window.ts";
+import { formatCounts, pickCounts, recordRun, requireCompletePull } from "../lib/runs.ts";
+import { formatTime, SEARCH_LAG_MS } from "../lib/window.ts";
 
 const SCRIPT = "pull-deleted";
 
-// Without --max-delete, a run marks at most 20 rows or 10 % of the customers in the file, whichever
-// is more. A larger number is probably a mistake, for example the access token of another account.
-const MAX_MARKS = 20;
-const MAX_MARKED_SHARE = 0.1;
+// Without --max-delete, a run marks at most 20 rows or 10 % of the customers in the file as deleted,
+// whichever is more. A larger number is probably a mistake.
+const MAX_DELETED = 20;
+const MAX_DELETED_SHARE = 0.1;
 
 const manual = {
   name: SCRIPT,
   purpose: "marks the customers that were deleted or merged in Square",
   options: {
     "dry-run": flag("Show what would be marked, change nothing"),
-    "max-delete": countOption("--max-delete", 1_000_000_000, "Mark up to this many rows"),
-    concurrency: {
-      ...countOption("--concurrency", 16, "Requests at the same time"),
-      default: 4,
-    },
+    "max-delete": count("--max-delete", "Mark at most this many as deleted [20 or 10 %]"),
   },
   examples: [
     [`${SCRIPT} --dry-run`, "see what would be marked"],
     [SCRIPT, "mark it"],
-    [`${SCRIPT} --max-delete 500`, "mark up to 500 rows, after a clean-up in Square"],
+    [`${SCRIPT} --max-delete 500`, "after a clean-up in Square"],
   ],
-  exitCodes:
-    "0 done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped",
   needsSquare: true,
 } as const;
 
 await runScript(manual, async (context) => {
-  const { options } = context;
-  const { "dry-run": isDryRun = false, "max-delete": maxDelete, concurrency } = options;
-  const database = await openDatabase(context);
+  const { options, databasePath, startedAt } = context;
+  const { "dry-run": isDryRun = false } = options;
+  // A customer that no pull has read yet would count as a difference.
+  const live = await readDatabase(databasePath, (db) => {
+    requireCompletePull(db, context);
+    return readLiveCustomers(db);
+  });
+  const { square, account } = await connect(context);
 
-  // Before the first complete pull, the counts differ because the file has only some customers.
-  database.query((db) => requireCompletePull(db, context, "pull-created"));
-  const customers = database.query(readLiveCustomers);
-
-  const scopes = [READ_CUSTOMERS];
-  const square = await createSquareClient(context, database, { scopes, concurrency });
-  // If the filters of the pulls have a condition, add it here. Otherwise this script inserts the
-  // customers that the pulls leave out, because they are missing in the file.
+  // Use the same filter as in the pulls, if they leave customers out.
   const filter: Filter = {};
-  // Search may not show the newest customers yet. A later run compares them.
-  const createdBefore = context.startedAt - SEARCH_LAG_MS;
-  // If nothing was deleted, the comparison takes one SearchCustomers request.
-  const comparison = await compareWithSquare(square, customers, {
-    createdBefore,
-    concurrency,
-    filter,
+  // Search may not return a customer yet that was created in the last five minutes.
+  const createdBefore = startedAt - SEARCH_LAG_MS;
+  const { checked, different } = await compareWithSquare(square, live, createdBefore, filter);
+
+  // Search can be wrong about a customer for some minutes. Only this answer decides.
+  const lookUps = await lookUpCustomers(square, different);
+  const gone: GoneCustomer[] = [];
+  const existing = new Map<string, CustomerRow>();
+  const liveIds = new Set(live.map(({ id }) => id));
+  for (const [id, customer] of lookUps) {
+    if (customer !== null) existing.set(String(customer.id), buildRow(customer));
+    // Square returns the customer that a merged one became part of, under a new id.
+    const mergedInto = customer === null ? null : String(customer.id);
+    if (liveIds.has(id) && mergedInto !== id) gone.push({ id, mergedInto });
+  }
+
+  const deletedCount = gone.filter(({ mergedInto }) => mergedInto === null).length;
+  const share = Math.floor(live.length * MAX_DELETED_SHARE);
+  const limit = options["max-delete"] ?? Math.max(MAX_DELETED, share);
+  if (deletedCount > limit && !isDryRun)
+    throw new SyncError(
+      "failed",
+      `Cannot mark ${deletedCount} of ${formatNumber(live.length, "customer")} as deleted: that is more than ${limit}, so nothing was marked`,
+      `--dry-run to list them; if they are really gone from Square, --max-delete ${deletedCount}`,
+    );
+
+  // A dry run does the same in a copy that is thrown away.
+  const change = isDryRun ? readDatabase : updateDatabase;
+  const result = await change(databasePath, (db) => {
+    saveAccount(db, context, account);
+    const saved = saveCustomers(db, [...existing.values()], startedAt);
+    const marked = markGone(db, gone, formatTime(Date.now()));
+    const changes = [...saved.changes, ...marked.changes];
+    const notSaved = [...saved.notSaved, ...marked.notSaved];
+    const { unchanged } = saved;
+    const record = recordRun(db, context, { fetched: existing.size }, { changes, unchanged });
+    return { record, changes, notSaved, marked };
   });
 
-  // Search proves nothing, so look up both kinds of ids with BulkRetrieveCustomers:
-  // - A customer that is missing in search can exist. Search shows changes late, and it never
-  //   returns a customer without a name, company, email address and phone number.
-  // - A customer that is missing in the file can be deleted. Search returns a deleted customer for
-  //   a while.
-  const { checked, missingInSearch, missingInFile } = comparison;
-  const answers = await lookUpCustomers(square, [...missingInSearch, ...missingInFile]);
-
-  // The customers to save. For a merged id, answer.customer is the customer that it was merged
-  // into. Two ids can lead to the same customer, and the map keeps it once.
-  const present = new Map<string, CustomerRow>();
-  for (const answer of answers.values()) {
-    if (answer.outcome === "deleted") continue;
-    const row = buildRow(answer.customer);
-    present.set(row.id, row);
-  }
-
-  // The customers of the file that are gone.
-  const gone: GoneCustomer[] = [];
-  for (const id of missingInSearch) {
-    const answer = answers.get(id);
-    if (answer?.outcome === "deleted") gone.push({ id, mergedInto: null });
-    if (answer?.outcome === "merged") gone.push({ id, mergedInto: answer.mergedInto });
-  }
-
-  const limit = maxDelete ?? Math.max(MAX_MARKS, Math.floor(customers.length * MAX_MARKED_SHARE));
-  if (gone.length > limit) {
-    const error = createTooManyMarksError(context, gone.length, customers.length, limit);
-    if (!isDryRun) throw error;
-    context.warn(`a run without --dry-run would end with: ${error.message}`);
-  }
-
-  // Save everything in one transaction. A customer that is missing in the file is inserted, for
-  // example the customer into which two others were merged.
-  const save = (db: Database) => {
-    const saved = saveCustomers(db, [...present.values()]);
-    const { marked, rejected } = markGone(db, gone);
-    const merged = marked.filter(({ outcome }) => outcome === "merged").length;
-    const deleted = marked.length - merged;
-    const { inserted, updated, unchanged, linked } = saved;
-    const counts = { inserted, updated, unchanged, linked, deleted, merged };
-    recordRun(db, context, { fetched: present.size, ...counts });
-    return { deleted, merged, saved, marked, rejected: [...saved.rejected, ...rejected] };
+  const { record, marked } = result;
+  const mergedInto = new Map(gone.map((one) => [one.id, one.mergedInto]));
+  const rows = marked.changes.map(({ localId, id, outcome }) => ({
+    ...{ local_id: localId, id, outcome, merged_into: mergedInto.get(id) ?? null },
+  }));
+  const counts =
+    formatCounts({ ...pickCounts(record), unchanged: 0 }) || "nothing was deleted or merged";
+  const summary = `${formatNumber(checked, "customer")} checked: ${counts}`;
+  const table = rows.map((row) => [`${row.local_id}`, row.id, row.outcome, row.merged_into ?? ""]);
+  return {
+    ...reportSaved(result),
+    summary: isDryRun ? `dry run: ${summary}; nothing was saved` : summary,
+    table: isDryRun && table.length > 0 ? [["row", "customer", "is", "merged into"], ...table] : [],
+    json: { checked, ...pickCounts(record), dryRun: isDryRun, rows },
   };
-  const result = isDryRun ? database.simulate(save) : await database.update(save);
-  return describeDeletions(context, checked, result, isDryRun);
 });
 
 /*

@@ -6,7 +6,7 @@
  *   1. Work out the time window. It starts five minutes before the watermark, which is the time up
  *      to which earlier runs have read everything.
  *   2. Search Square for customers that were updated in that window, page by page.
- *   3. Save the customers and the new watermark in one transaction.
+ *   3. Save the customers and the new watermark together.
  *
  * Reads Square: https://developer.squareup.com/reference/square/customers-api/search-customers
  * Writes the tables customers and sync_runs.
@@ -16,19 +16,17 @@
  *     deno run --no-prompt --ignore-env \
  *       --allow-env=SQUARE_ACCESS_TOKEN,SQUARE_ENVIRONMENT,SQUARE_BASE_URL,DATABASE_PATH \
  *       --allow-net=connect.squareup.com,connect.squareupsandbox.com --allow-read=. \
- *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/pull-updated.ts
+ *       --allow-write=database.db,database.db.tmp scripts/pull-updated.ts
  *
- * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write. Exit codes: 0
- * done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped.
+ * With --db shop.db, name shop.db and shop.db.tmp in --allow-write. --help lists the exit codes.
  */
-import { createSquareClient, READ_CUSTOMERS } from "../lib/client.ts";
-import { saveCustomers } from "../lib/customers.ts";
-import { openDatabase } from "../lib/database.ts";
+import { computeStartTime, connect, saveAccount } from "../lib/client.ts";
+import { reportSaved, saveCustomers } from "../lib/customers.ts";
+import { readDatabase, updateDatabase } from "../lib/database.ts";
 import { PULL_OPTIONS, runScript } from "../lib/internal/cli.ts";
-import { describePull } from "../lib/internal/report.ts";
 import { buildRow, type CustomerRow, keepLatestVersion } from "../lib/mapping.ts";
 import { type Filter, searchCustomers } from "../lib/paging.ts";
-import { readOldestWatermark, readWatermark, recordRun } from "../lib/runs.ts";
+import { describePull, readUpdateWatermark, recordRun } from "../lib/runs.ts";
 import { buildTimeRange, computeNextWatermark, resolveWindow } from "../lib/window.ts";
 
 const SCRIPT = "pull-updated";
@@ -42,86 +40,62 @@ const manual = {
     [`${SCRIPT} --since 24h`, "read only the last day"],
     [`${SCRIPT} --since all`, "read all customers again"],
   ],
-  exitCodes:
-    "0 done, 1 failed, 2 wrong usage, 4 token rejected, 75 try again later, 130/143 stopped",
   needsSquare: true,
 } as const;
 
 await runScript(manual, async (context) => {
-  const { options } = context;
-
-  // The file stays locked until the script ends. A second script waits for it for a few seconds,
-  // and then ends with exit code 75. Other programs do not know the lock.
-  const database = await openDatabase(context);
+  const { options, databasePath, startedAt } = context;
+  const { concurrency } = options;
+  const { square, account } = await connect(context, concurrency);
 
   // Square's search shows a customer some seconds or minutes late. The window therefore starts five
   // minutes before the watermark. Reading a customer twice is harmless, because rows are matched by
   // id. Missing a customer loses data.
   //
-  // The first pull-updated has no watermark yet. It starts at the oldest watermark of pull-created.
-  // The run that saved it has read every customer that was created before that time, with all edits
-  // before that time. Later runs of pull-created did not read old customers again, so their
-  // watermarks prove nothing about edits.
-  const watermark = database.query(
-    (db) => readWatermark(db, SCRIPT) ?? readOldestWatermark(db, "pull-created"),
-  );
-  const window = resolveWindow(options, watermark, context.startedAt);
+  // The first pull-updated has no watermark yet. It starts at the oldest watermark of pull-created:
+  // the run that saved it has read every customer with all edits before that time.
+  const watermark = await readDatabase(databasePath, (db) => readUpdateWatermark(db, SCRIPT));
+  const window = resolveWindow(options, watermark, startedAt);
 
   // The filter of the SearchCustomers request. To leave customers out, add a condition here, for
   // example creationSource: { values: ["INSTANT_PROFILE"], rule: "EXCLUDE" }.
   const filter: Filter = { updatedAt: buildTimeRange(window) };
 
-  const { concurrency } = options;
-  const scopes = [READ_CUSTOMERS];
-  // From now on, context.startedAt is Square's time, if Square's clock is behind ours.
-  const square = await createSquareClient(context, database, { scopes, concurrency });
-  // A large result is read in parallel, in slices of creation time. searchCustomers divides the
-  // time up to divideUntil. Customers that are created later are in the last slice, which has no
-  // end.
-  const search = { concurrency, divideUntil: context.startedAt };
-  const customers = new Map<string, CustomerRow>();
-  let missingCount = 0;
   // Read all pages before changing the file. If a page fails after all retries, the script stops
   // here and the file is unchanged. Treating it as an empty page would silently lose customers.
-  for await (const page of searchCustomers(square, filter, search)) {
+  const customers = new Map<string, CustomerRow>();
+  let missingCount = 0;
+  for await (const page of searchCustomers(square, filter, {
+    concurrency,
+    divideUntil: startedAt,
+  })) {
     // A customer that is edited during the search can be on two pages. Keep the newer version.
     for (const customer of page.customers) keepLatestVersion(customers, buildRow(customer));
-    // Square returns a count with each page. missingCount is that count minus the customers that
-    // have been returned so far. After the last page it should be 0.
+    // Each page has the number of customers that Square has counted and not returned so far. After
+    // the last page, it should be 0.
     missingCount = page.missingCount;
-    context.showProgress(customers.size, page.count);
+    context.showProgress(`${customers.size} of ${page.count} customers`);
   }
 
-  const fetched = customers.size;
-
-  // Save the customers and the watermark in one transaction, so that the watermark never covers
-  // customers that were not saved.
-  const saved = await database.update((db) => {
-    const result = saveCustomers(db, [...customers.values()]);
-    // If Square did not return all customers, or if a constraint or trigger of the table rejected
-    // one, the watermark stays where it was, so that the next run reads the same window again.
-    const isComplete = missingCount === 0 && result.rejected.length === 0;
-    // Read the watermark from the file again. If another program has replaced the file during the
-    // search, for example with a backup, the watermark in that file can be older.
-    const before = readWatermark(db, SCRIPT) ?? readOldestWatermark(db, "pull-created");
-    // The new watermark is the time when this run began, and not the newest updated_at that was
-    // returned. A long run can return a customer that was updated near its end, and miss one that
-    // was updated near its beginning. With the newest time, the next run would not read the missed
-    // one.
-    const after = isComplete ? computeNextWatermark(window, before, context.startedAt) : before;
-    recordRun(db, context, {
-      since: window.since,
-      until: window.until,
-      watermark: after,
-      fetched,
-      inserted: result.inserted,
-      updated: result.updated,
-      unchanged: result.unchanged,
-      linked: result.linked,
-    });
-    return result;
+  // Save the customers and the watermark in one step, so that the watermark never covers customers
+  // that were not saved.
+  const { saved, record } = await updateDatabase(databasePath, (db) => {
+    saveAccount(db, context, account);
+    const saved = saveCustomers(db, [...customers.values()], startedAt);
+    // If a customer is missing, this run saves no watermark, and the next one reads the window
+    // again. The new watermark is the time when this run began, and not the newest updated_at
+    // that was returned. A long run can return a customer that was updated near its end, and miss
+    // one that was updated near its beginning.
+    const isComplete = missingCount === 0 && saved.notSaved.length === 0;
+    // Another run may have saved a watermark meanwhile, so it is read again.
+    const before = readUpdateWatermark(db, SCRIPT);
+    const after = computeNextWatermark(window, before, computeStartTime(context));
+    const watermark = isComplete ? after : null;
+    const record = recordRun(db, context, { ...window, watermark, fetched: customers.size }, saved);
+    return { saved, record };
   });
-  return describePull(context, { action: "updated", window, fetched, saved, missingCount });
+  const report = reportSaved(saved);
+  return { ...report, ...describePull("updated", record, missingCount, report.error) };
 });
 
 /*

@@ -2,14 +2,15 @@
 /**
  * Push the rows that are not in Square yet: create a customer in Square for each row without an id.
  *
- * Steps:
- *   1. Select the rows and check them. Invalid rows and possible duplicates are not sent.
- *   2. Store an idempotency key in each row before anything is sent.
- *   3. Look up the rows in doubt: an earlier run may have sent them, and the outcome is unknown.
- *   4. Create the others, up to 100 with each request, and save their ids after each reply.
+ * Steps, for each batch of at most 100 rows:
+ *   1. Look up the rows in doubt: an earlier run may have sent them, and the outcome is unknown.
+ *   2. Check the rows, and store an idempotency key in each row that is sent.
+ *   3. Link rows whose customer is in Square already, and create the others.
+ *   4. Save the replies.
  *
  * Writes Square:
  *   https://developer.squareup.com/reference/square/customers-api/bulk-create-customers
+ *   https://developer.squareup.com/reference/square/customers-api/update-customer
  * Reads and writes the tables customers and sync_runs.
  * Safe to run again: no row is created twice.
  *
@@ -17,23 +18,25 @@
  *     deno run --no-prompt --ignore-env \
  *       --allow-env=SQUARE_ACCESS_TOKEN,SQUARE_ENVIRONMENT,SQUARE_BASE_URL,DATABASE_PATH \
  *       --allow-net=connect.squareup.com,connect.squareupsandbox.com --allow-read=. \
- *       --allow-write=database.db,database.db.tmp,database.db.lock scripts/push-new.ts
+ *       --allow-write=database.db,database.db.tmp scripts/push-new.ts
  *
- * With --db shop.db, name shop.db, shop.db.tmp and shop.db.lock in --allow-write.
- * Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some rows wait for you, 4 token rejected, 75 try
- * again later, 130/143 stopped.
+ * With --db shop.db, name shop.db and shop.db.tmp in --allow-write. --help lists the exit codes.
  */
-import type { SquareClient } from "square";
-import { createSquareClient, READ_CUSTOMERS, WRITE_CUSTOMERS } from "../lib/client.ts";
-import { listRowsWithOwnId } from "../lib/customers.ts";
-import { openDatabase } from "../lib/database.ts";
-import { isUncheckedToken } from "../lib/internal/account.ts";
-import { countOption, flag, runScript, timeOption } from "../lib/internal/cli.ts";
-import { countOutcomes, describeDryRun, describePush } from "../lib/internal/push-report.ts";
-import { needsRequest, prepareRows, storeCheckResults } from "../lib/prepare.ts";
-import { createCustomers, divideIntoBatches, linkRowsInDoubt } from "../lib/push.ts";
-import { readWatermark, recordRun, requirePullForPush } from "../lib/runs.ts";
-import { computeNextWatermark, resolveWindow } from "../lib/window.ts";
+import { connect, readAccount, saveAccount } from "../lib/client.ts";
+import { readDatabase, updateDatabase } from "../lib/database.ts";
+import { count, flag, runScript, text } from "../lib/internal/cli.ts";
+import { SyncError } from "../lib/internal/errors.ts";
+import { prepareLinks, saveLinks } from "../lib/link.ts";
+import { type PushResult, prepareRows, requirePullForPush, selectRows } from "../lib/prepare.ts";
+import {
+  createCustomers,
+  findInSquare,
+  finishPush,
+  listCountries,
+  requireAcceptedToken,
+  saveReplies,
+} from "../lib/push.ts";
+import { parseTime } from "../lib/window.ts";
 
 const SCRIPT = "push-new";
 const MAX_BATCH_SIZE = 100; // rows in one request, which is Square's limit
@@ -43,18 +46,15 @@ const manual = {
   purpose: "creates the rows without an id as customers in Square",
   options: {
     "dry-run": flag("Show what would be sent, send nothing"),
-    source: { type: "string", requiresArg: true, describe: "Only rows with this source" },
-    "created-since": {
-      ...timeOption("--created-since", "Only rows created since this time", ["last", "all"]),
-      default: "all",
-    },
-    limit: countOption("--limit", 1_000_000_000, "At most this many rows"),
+    source: text("Only rows with this source"),
+    "created-since": text("Only rows created since this time, for example 24h"),
+    limit: count("--limit", "At most this many rows"),
     "batch-size": {
-      ...countOption("--batch-size", MAX_BATCH_SIZE, "Rows per request; 1 = use CreateCustomer"),
+      ...count("--batch-size", "Rows per request; 1 = use CreateCustomer", MAX_BATCH_SIZE),
       default: MAX_BATCH_SIZE,
     },
+    "link-duplicates": flag("Link possible duplicates to their customer"),
     "allow-duplicates": flag("Send possible duplicates too"),
-    "allow-subscribe": flag("Create unsubscribed rows as subscribed"),
     "skip-pull-check": flag("Push without a complete pull-created"),
   },
   examples: [
@@ -62,107 +62,95 @@ const manual = {
     [SCRIPT, "send it"],
     [`${SCRIPT} --source web-shop --limit 10`, "try it with a few rows"],
   ],
-  exitCodes:
-    "0 done, 1 failed, 2 wrong usage, 3 some rows wait for you, 4 token rejected, 75 try again later, 130/143 stopped",
   needsSquare: true,
 } as const;
 
 await runScript(manual, async (context) => {
-  const { options } = context;
-  const { source, limit, "dry-run": isDryRun = false, "batch-size": batchSize } = options;
-  const database = await openDatabase(context);
-
-  // If a customer of Square is missing in the file, a push can create it a second time. So require
-  // that pull-created has read all customers, and that they are still in the file. Warn if that was
-  // long ago.
-  if (!options["skip-pull-check"])
-    database.query((db) => requirePullForPush(db, context, "pull-created"));
-
-  // Select the rows without an id. --source, --created-since and --limit narrow the selection.
-  // push-new has a watermark of another kind: every row that was created before it has been pushed.
-  // --created-since last continues there.
-  const watermark = database.query((db) => readWatermark(db, SCRIPT));
-  const window = resolveWindow({ since: options["created-since"] }, watermark, context.startedAt);
-  const selection = {
-    source,
-    createdSince: window.since,
-    limit,
+  const { options, databasePath, startedAt, traffic } = context;
+  const { "created-since": since, "batch-size": batchSize } = options;
+  const pushOptions = {
+    source: options.source,
+    createdSince: since === undefined ? null : parseTime("--created-since", since, startedAt),
+    limit: options.limit,
+    batchSize,
     allowDuplicates: options["allow-duplicates"] ?? false,
-    allowSubscribe: options["allow-subscribe"] ?? false,
+    linkDuplicates: options["link-duplicates"] ?? false,
   };
-  // prepareRows checks the rows. For each row, it tries to save an example of Square's reply, to
-  // find out if a constraint or trigger of the table would reject the real one. simulate undoes all
-  // of it.
-  const preview = database.simulate((db) => prepareRows(db, selection));
-  // Rows with an id that is not from Square, for example your own number. They are not sent.
-  const rowsWithOwnId = database.query(listRowsWithOwnId);
-  if (isDryRun) return describeDryRun(context, preview, rowsWithOwnId, database.account);
-
-  // Creating the client takes a second. It also checks that the token belongs to the seller of this
-  // file, so it comes before any key is stored. It is needed if there are rows to send, or if this
-  // token was never checked for this file.
-  let square: SquareClient | undefined;
-  const scopes = [READ_CUSTOMERS, WRITE_CUSTOMERS];
-  if (preview.some(needsRequest) || isUncheckedToken(database.account, context.square.token))
-    square = await createSquareClient(context, database, { scopes });
-
-  // Store an idempotency key in each row before the first request. If the key existed only in
-  // memory and the script were killed, the next run would create the customer a second time. Check
-  // the rows again, because another program can have changed the file since the first check.
-  const rows = await database.update((db) => {
-    const prepared = prepareRows(db, selection);
-    storeCheckResults(db, prepared);
-    return prepared;
+  if (pushOptions.allowDuplicates && pushOptions.linkDuplicates)
+    throw new SyncError(
+      "usage",
+      "Cannot use --link-duplicates and --allow-duplicates together",
+      "one of them",
+    );
+  // If a customer of Square is missing in the file, a push can create it a second time. So require
+  // that pull-created has read all customers, and that they are still in the file.
+  await readDatabase(databasePath, (db) => {
+    readAccount(db, context); // Refuses a file of another environment, also in a dry run.
+    if (!options["skip-pull-check"]) requirePullForPush(db, context);
   });
 
-  // linkRowsInDoubt and createCustomers set the outcome of each row, and save it before the next
-  // batch begins. If the script is killed, the outcome of one batch is unknown. The file does not
-  // record which one, so the next run looks up all rows that have a key and no id. If search does
-  // not return a row, it is sent again with its stored key. If Square knows that key, it returns
-  // the customer that it created before, and not a second one.
-  const due = rows.filter(needsRequest);
-  const useBulk = batchSize > 1;
-  let done = 0;
-  for (const batch of divideIntoBatches(due, batchSize)) {
-    // If the preview had no rows to send, there is no client yet. Another program can have added a
-    // row since the preview.
-    square ??= await createSquareClient(context, database, { scopes });
-    await linkRowsInDoubt(square, database, batch);
-    // The selection is needed again, because rows are checked once more right before they are sent.
-    await createCustomers(square, database, context, batch, { ...selection, useBulk });
-    done += batch.length;
-    context.showProgress(done, due.length);
+  const all: PushResult = { rows: [], changes: [] };
+  const add = ({ rows, changes }: PushResult): void => {
+    all.rows.push(...rows);
+    all.changes.push(...changes);
+  };
+  // All rows are checked in a copy of the file, which is thrown away.
+  if (options["dry-run"])
+    return await readDatabase(databasePath, (db) => {
+      const wanted = { ...pushOptions, batchSize: Number.POSITIVE_INFINITY };
+      const selected = selectRows(db, wanted, new Set());
+      add(prepareRows(db, context, selected, undefined, wanted, listCountries()));
+      return finishPush(db, context, pushOptions, all, true);
+    });
+
+  let connection: Awaited<ReturnType<typeof connect>> | undefined;
+  const taken = new Set<number>(); // A run takes a row at most once.
+  for (;;) {
+    const batch = await readDatabase(databasePath, (db) => selectRows(db, pushOptions, taken));
+    if (batch.length === 0) break;
+    // Loads the SDK and checks the token, which is not needed if there is nothing to send.
+    connection ??= await connect(context);
+    const { square, account } = connection;
+
+    // A row with a key and no id may be in Square already: the script was killed, or the reply was
+    // lost.
+    const found = await findInSquare(square, batch);
+    // One step checks the rows as they are now, and stores their keys. If a key existed only in
+    // memory, a kill between request and save would create the customer twice.
+    const { rows, changes } = await updateDatabase(databasePath, (db) => {
+      saveAccount(db, context, account);
+      return prepareRows(db, context, batch, found, pushOptions, listCountries());
+    });
+    for (const { localId } of rows) taken.add(localId);
+    const toLink = rows.filter(({ outcome }) => outcome === "link");
+    const toCreate = rows.filter(({ outcome }) => outcome === "create");
+    add({ rows: rows.filter((row) => ![...toLink, ...toCreate].includes(row)), changes });
+
+    const links = await prepareLinks(square, toLink);
+    const replies = await createCustomers(square, traffic, toCreate, batchSize > 1);
+    const saved = await updateDatabase(databasePath, (db) => [
+      saveLinks(db, context, links),
+      saveReplies(db, context, replies),
+    ]);
+    saved.forEach(add);
+    requireAcceptedToken(replies);
+    context.showProgress(`${taken.size} rows`);
   }
 
-  // Move the watermark only if all rows were selected and none of them is left. Otherwise the next
-  // run with --created-since last would skip the rows that are left. `later` counts the rows that
-  // were not sent, or that Square did not answer for. If --created-since has left out older rows,
-  // computeNextWatermark keeps the old watermark.
-  const { created, linked, refused, held, later } = countOutcomes(rows);
-  const isComplete = source === undefined && limit === undefined && refused + held + later === 0;
-  await database.update((db) => {
-    const before = readWatermark(db, SCRIPT);
-    const after = isComplete ? computeNextWatermark(window, before, context.startedAt) : before;
-    recordRun(db, context, {
-      since: window.since,
-      watermark: after,
-      created,
-      linked,
-      refused,
-      held,
-    });
-  });
-  return describePush(context, rows, rowsWithOwnId);
+  return await updateDatabase(databasePath, (db) =>
+    finishPush(db, context, pushOptions, all, false),
+  );
 });
 
 /*
 Against the fake Square server (npm run square), with the rows of fixtures/data/local-rows.json:
 
 $ npx tsx scripts/push-new.ts
-push-new: row 243 is on hold: same email_address as row 12, customer ADA1815LOVELACE01234567801
-push-new: row 244 is rejected: phone_number is invalid: expected 9 to 16 digits, for example +12065550100
+push-new: row 243 is held: same email_address as row 12, customer ADA1815LOVELACE01234567801
+push-new: row 244 is refused: phone_number is invalid: expected 9 to 16 digits, for example +12065550100
 push-new (offline): 8 rows selected: 6 created, 1 refused, 1 held
-Try: correct the rejected rows and run it again; change or delete the rows on hold, or send them with --allow-duplicates
+Try: correct a refused row and run it again; for a held row, --link-duplicates if it is the same customer, --allow-duplicates if not, or delete the row
 $ npx tsx scripts/push-new.ts --source nowhere
+push-new: 2 other rows left out by --source, --created-since or --limit
 push-new (offline): no rows to push
 */

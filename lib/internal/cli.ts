@@ -3,67 +3,48 @@
  * or the error, and sets the exit code. A script passes its manual and a main function.
  */
 import type { InferredOptionTypes, Options } from "yargs";
-import { readConfiguration } from "./config.ts";
-import type { RunContext } from "./context.ts";
-import { type ErrorKind, listErrorChain, messageOf, SyncError } from "./errors.ts";
-import { flushStderr, makePrintable, printToStderr, printToStdout } from "./output.ts";
-import { createProgress, type Progress } from "./progress.ts";
+import { readConfiguration, type SquareSettings } from "./config.ts";
+import {
+  codeOf,
+  type ErrorKind,
+  isDeniedByDeno,
+  listErrorChain,
+  messageOf,
+  SyncError,
+} from "./errors.ts";
 import { createSquareError } from "./square-errors.ts";
-import { buildCommand, quoteArgument } from "./suggest.ts";
-import { parseTime } from "./time.ts";
+import type { Traffic } from "./strict-fetch.ts";
 
 // Repeated from package.json, because Deno may have no permission to read that file. A test
 // compares this constant with package.json.
-export const VERSION = "2.0.0";
-
-const HELP_WIDTH = 80;
+export const VERSION = "3.0.0";
 
 // 75 is EX_TEMPFAIL of sysexits.h: a temporary failure, try again later.
 const EXIT_CODES: Record<ErrorKind, number> = { failed: 1, usage: 2, denied: 4, temporary: 75 };
-const EXIT_DONE = 0;
 const EXIT_ROWS_WAIT = 3;
-const EXIT_SIGINT = 130;
-const EXIT_SIGTERM = 143;
+const EXIT_SIGNALS = { SIGINT: 130, SIGTERM: 143 };
+const EXIT_CODES_HELP =
+  "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows wait for you, 4 token rejected, 75 try again later, 130/143 stopped";
 
-/** An option of yargs, with a check of its value. */
-interface ScriptOption extends Options {
-  /**
-   * Called before any work. yargs has `coerce` for this, but passes on only the message of its
-   * errors, so the next step of a SyncError would get lost.
-   * @param script the name of the script, for the next step of the error
-   * @throws SyncError (usage) for an invalid value
-   */
-  check?(value: unknown, script: string): void;
-}
-
-type OptionSet = Record<string, ScriptOption>;
+type OptionSet = Record<string, Options>;
 
 /** The options of every script. */
 const COMMON_OPTIONS = {
-  db: {
-    type: "string",
-    requiresArg: true,
-    describe: "The SQLite file [DATABASE_PATH or database.db]",
-  },
+  db: text("The SQLite file [DATABASE_PATH or database.db]"),
   json: flag("Print the result as one JSON object"),
   quiet: flag("Print only warnings and errors"),
   verbose: flag("Also print changed rows, retries and causes"),
-  help: flag("Show this help"),
-  version: flag("Show the version"),
 } as const satisfies OptionSet;
 
 /** The options of the pulls. */
 export const PULL_OPTIONS = {
   since: {
-    ...timeOption("--since", "last (run), all, 90s, 5m, 24h, 1d, 2w, 2026-08-01, or RFC 3339", [
-      "last",
-      "all",
-    ]),
+    ...text("last (run), all, 90s, 5m, 24h, 1d, 2w, 2026-08-01, or RFC 3339"),
     default: "last",
   },
-  until: timeOption("--until", "The same, except last and all [no end]", []),
+  until: text("The same, except last and all [no end]"),
   concurrency: {
-    ...countOption("--concurrency", 16, "Requests at the same time; 1 = in order"),
+    ...count("--concurrency", "Requests at the same time; 1 = in order", 16),
     default: 4,
   },
 } as const satisfies OptionSet;
@@ -75,43 +56,56 @@ export interface Manual<O extends OptionSet> {
   purpose: string;
   options: O;
   examples: readonly (readonly [command: string, description: string])[];
-  exitCodes: string;
   needsSquare: boolean;
 }
 
-/** The result of a run, as the main function returns it. */
-export interface Result {
-  /** One line for the user, printed after the name of the script. */
-  summary: string;
-  /**
-   * Fields for `--json`, in addition to script and database. For a script that uses Square,
-   * environment and seconds are added too.
-   */
-  json: object;
-  /** Lines that are printed to stdout above the summary, for example the table of a dry run. */
-  lines?: readonly string[] | undefined;
-  /** A line for each changed row. They are printed to stderr, and only with --verbose. */
-  details?: readonly string[] | undefined;
-  /**
-   * A line for each row that was refused, is on hold, or was not sent, with the reason. They are
-   * printed to stderr, except with --quiet.
-   */
-  reasons?: readonly string[] | undefined;
-  /**
-   * Set if rows wait for a person, for example `2 refused, 1 held`. The exit code is then 3, so
-   * that a scheduler can report it. The text is printed only with --quiet, instead of `reasons`.
-   */
-  waiting?: string | undefined;
-  /** Printed to stderr after `Try: `, except with --quiet. For example for rows on hold. */
-  nextStep?: string | undefined;
-  /** The error of a run that did only a part of its work. It is reported after the summary. */
-  error?: unknown;
+/** The settings of a run, and the functions that report to the user. */
+export interface RunContext {
+  /** The name of the script, for example `pull-created`. */
+  script: string;
+  /** The path of the SQLite file, as the user wrote it. */
+  databasePath: string;
+  square: SquareSettings;
+  /** When the run began, by this computer's clock, in milliseconds since 1970. */
+  startedAt: number;
+  traffic: Traffic;
+  /** Prints a warning to stderr, also with --quiet. */
+  warn(text: string): void;
+  /** Shows on a terminal how far the run is. */
+  showProgress(text: string): void;
 }
 
 /** The context of a run with the options of the script. */
 export type ScriptContext<O extends OptionSet> = RunContext & {
   options: InferredOptionTypes<O & typeof COMMON_OPTIONS>;
 };
+
+/** The result of a run, as the main function returns it. */
+export interface Result {
+  /** One line for the user, printed after the name of the script. */
+  summary: string;
+  /** Fields for `--json`, in addition to those of every script. */
+  json?: object;
+  /** Text for another program. It is printed to stdout byte for byte, and the summary to stderr. */
+  data?: string;
+  /** A table that is printed above the summary. Its first row is the header. */
+  table?: readonly (readonly string[])[];
+  /** Lines for stderr that are printed with --quiet too. */
+  warnings?: readonly string[];
+  /** Lines for stderr that are printed with --verbose only, for example one for each changed row. */
+  details?: () => readonly string[];
+  /** Lines for stderr that are not printed with --quiet, for example why a row was refused. */
+  reasons?: readonly string[];
+  /**
+   * What waits for a person, for example `2 refused, 1 held`. The exit code is then 3, so that a
+   * scheduler can report it. The text is printed with --quiet, instead of `reasons`.
+   */
+  waiting?: string;
+  /** Printed to stderr after `Try: `, except with --quiet. */
+  nextStep?: string;
+  /** The error of a run that did only a part of its work. It is reported after the summary. */
+  error?: SyncError | undefined;
+}
 
 /**
  * Runs a script and ends the process. The summary is printed to stdout and an error to stderr. The
@@ -121,221 +115,157 @@ export async function runScript<const O extends OptionSet>(
   manual: Manual<O>,
   main: (context: ScriptContext<O>) => Promise<Result>,
 ): Promise<void> {
-  const reporter = createReporter(manual.name);
-  exitOnSignal("SIGINT", EXIT_SIGINT, manual.name, reporter);
-  exitOnSignal("SIGTERM", EXIT_SIGTERM, manual.name, reporter);
+  // Exit in the signal handler, because the wait of the SDK between two attempts cannot be
+  // interrupted. This loses nothing: a save is synchronous, so it is complete or has not begun.
+  for (const [signal, code] of Object.entries(EXIT_SIGNALS))
+    process.on(signal, () => {
+      printError(`${manual.name}: Cannot go on: stopped by ${signal}`);
+      printError("Try: run it again");
+      process.exit(code);
+    });
+  // Keep the event loop busy. While it is empty, for example because sql.js is being compiled, Node 20
+  // waits for threads of V8 that can wait for Node, and the script would never end.
+  setInterval(() => {}, 1_000);
+  // An error of a stream ends the process, unless something listens. `write` reports it.
+  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
+
   let exitCode: number;
   try {
-    exitCode = await execute(manual, main, reporter);
+    requireSupportedNode();
+    exitCode = await execute(manual, main);
   } catch (thrown) {
-    const error = thrown instanceof SyncError ? thrown : createUnexpectedError(thrown);
-    reporter.reportError(error);
+    const error = describeError(thrown);
+    printError(`${manual.name}: ${error.message}`);
+    printError(`Try: ${error.nextStep}`);
+    if (printer.isVerbose) for (const line of listStackTraces(error)) printError(line);
     exitCode = EXIT_CODES[error.kind];
   }
-  await flushStderr();
+  await write(process.stderr, "");
   // Without this call, open requests of a failed run would keep the process alive.
   process.exit(exitCode);
-}
-
-// Exits in the signal handler, because the wait of the SDK between two attempts cannot be
-// interrupted. This loses nothing: a save is synchronous, so it is either complete or has not
-// begun, and the lock is removed on exit.
-function exitOnSignal(
-  signal: "SIGINT" | "SIGTERM",
-  exitCode: number,
-  script: string,
-  reporter: Reporter,
-): void {
-  process.on(signal, () => {
-    reporter.report(`${script}: Cannot go on: stopped by ${signal}`);
-    reporter.report("Try: run it again");
-    process.exit(exitCode);
-  });
 }
 
 /** @returns the exit code of a run without an error */
 async function execute<O extends OptionSet>(
   manual: Manual<O>,
   main: (context: ScriptContext<O>) => Promise<Result>,
-  reporter: Reporter,
 ): Promise<number> {
   const { name, needsSquare } = manual;
   const startedAt = Date.now();
-  const parsed = await parseCommandLine(manual);
-  if (parsed.helpText !== undefined) {
-    await printToStdout(parsed.helpText);
-    return EXIT_DONE;
-  }
-  const { options } = parsed;
-  const { db, json = false, quiet = false, verbose = false } = options;
-  reporter.isVerbose = verbose;
-  const { databasePath, square } = await readConfiguration(db, needsSquare);
-  reporter.token = square.token;
-  reporter.progress = await createProgress(quiet);
-  const context: ScriptContext<O> = {
-    script: name,
-    options,
-    databasePath,
-    square,
-    startedAt,
-    traffic: { requests: 0, retries: 0, unknownOutcomes: 0 },
-    warn(text) {
-      reporter.report(`${name}: ${text}`);
-    },
-    // On a terminal, notes are printed without --verbose too. Otherwise a wait of a minute before a
-    // retry would look like a script that hangs.
-    note(text) {
-      if (verbose || (process.stderr.isTTY && !quiet)) reporter.report(`${name}: ${text}`);
-    },
-    showProgress(done, total) {
-      reporter.progress?.show(done, total);
-    },
-    commandFor(script, args = "") {
-      // The suggested command has to work on the same file as this run. It finds the path by itself
-      // in `.env`. A variable of the environment may be set for this run only.
-      const path = db ?? process.env.DATABASE_PATH;
-      if (!path) return buildCommand(script, args);
-      return buildCommand(script, `--db ${quoteArgument(path)} ${args}`.trim());
-    },
+  const options = await parseCommandLine(manual);
+  const { json = false, quiet = false, verbose = false } = options;
+  printer.isVerbose = verbose;
+  const { databasePath, square, warnings } = await readConfiguration(options.db, needsSquare);
+  if (square.token.length >= MIN_TOKEN_LENGTH) printer.token = square.token;
+  const warn = (text: string) => printError(`${name}: ${text}`);
+  warnings.forEach(warn);
+  // On a terminal, retries are printed without --verbose too. Otherwise a wait of half a minute
+  // would look like a script that hangs.
+  const showsRetries = verbose || (process.stderr.isTTY && !quiet);
+  const onRetry = showsRetries ? warn : undefined;
+  const traffic = { requests: 0, retries: 0, unanswered: 0, squareTime: undefined, onRetry };
+  const showProgress = (text: string): void => {
+    if (quiet || !process.stderr.isTTY) return;
+    process.stderr.write(`${CLEAR_LINE}${text}`);
+    printer.hasProgress = true;
   };
+  const context = { script: name, databasePath, square, startedAt, traffic, warn, showProgress };
 
-  // An error of the SDK becomes a SyncError. Any other error stays as it is.
-  const explain = (error: unknown) =>
-    error instanceof SyncError ? error : (createSquareError(error, context) ?? error);
-  const result = await main(context).catch((error: unknown) => {
-    throw explain(error);
+  const result = await main({ ...context, options }).catch((error: unknown) => {
+    throw createSquareError(error, square.environment) ?? error;
   });
 
-  reporter.progress.hide();
-  if (verbose) for (const detail of result.details ?? []) reporter.report(`${name}: ${detail}`);
-  if (!quiet) for (const reason of result.reasons ?? []) reporter.report(`${name}: ${reason}`);
-  if (json || !quiet) {
-    // context.startedAt is not used here, because it can be Square's clock.
+  hideProgress();
+  const { data, table = [], details, reasons = [], waiting, nextStep, error } = result;
+  result.warnings?.forEach(warn);
+  if (verbose) details?.().forEach(warn);
+  if (!quiet) reasons.forEach(warn);
+  const summary = formatSummary(context, result.summary);
+  if (json) {
+    const { requests, retries } = traffic;
+    const place = { script: name, environment: square.environment, database: databasePath };
     const seconds = (Date.now() - startedAt) / 1_000;
-    const lines = json
-      ? [formatJson(context, result.json, needsSquare, seconds)]
-      : [...(result.lines ?? []), formatSummary(context, result.summary, needsSquare)];
-    await printToStdout(lines.map((line) => `${makePrintable(line, square.token)}\n`).join(""));
+    const fields = { ...place, ...result.json, requests, retries, seconds };
+    await write(process.stdout, `${makePrintable(JSON.stringify(fields))}\n`);
+  } else if (data !== undefined) {
+    await write(process.stdout, data);
+    if (!quiet) printError(summary);
+  } else if (!quiet) {
+    const lines = [...formatTable(table), summary];
+    await write(process.stdout, lines.map((line) => `${makePrintable(line)}\n`).join(""));
   }
-  const { waiting, nextStep } = result;
-  if (quiet && waiting) reporter.report(`${name}: ${waiting}`);
-  if (nextStep && !quiet) reporter.report(`Try: ${nextStep}`);
-  if (result.error !== undefined) throw explain(result.error);
-  return waiting ? EXIT_ROWS_WAIT : EXIT_DONE;
+  if (quiet && waiting) warn(waiting);
+  if (!quiet && nextStep) printError(`Try: ${nextStep}`);
+  if (error !== undefined) throw error;
+  return waiting ? EXIT_ROWS_WAIT : 0;
 }
 
-/**
- * Prints to stderr, and removes the progress bar before that. The reporter is created before
- * anything else, because even parsing the options can fail. So its first three properties are set
- * later, as soon as their values are known.
- */
-interface Reporter {
-  token: string;
-  isVerbose: boolean;
-  progress: Progress | undefined;
-  report(text: string): void;
-  reportError(error: SyncError): void;
+// Node 18 would fail later, in a package, with a message that nobody understands.
+function requireSupportedNode(): void {
+  const { node } = process.versions;
+  const [major = 0, minor = 0] = node.split(".").map(Number);
+  if (major < 20 || (major === 20 && minor < 19))
+    throw new SyncError(
+      "usage",
+      `Cannot start: Node ${node} is too old`,
+      "Node 20.19 or later, from https://nodejs.org",
+    );
 }
 
-function createReporter(script: string): Reporter {
-  return {
-    token: "",
-    isVerbose: false,
-    progress: undefined,
-    report(text) {
-      this.progress?.hide();
-      printToStderr(`${makePrintable(text, this.token)}\n`);
-    },
-    reportError(error) {
-      this.report(`${script}: ${error.message}`);
-      if (error.nextStep) this.report(`Try: ${error.nextStep}`);
-      if (this.isVerbose) for (const text of listStackTraces(error)) this.report(text);
-    },
-  };
-}
-
-/**
- * Formats the summary line, for example `pull-created (sandbox): …`. When stdout is not a terminal,
- * the line is usually added to a log, so it gets the time and the file too.
- */
-function formatSummary(context: RunContext, summary: string, needsSquare: boolean): string {
-  const { script, databasePath, square } = context;
-  const where = needsSquare ? [square.environment] : [];
-  let prefix = "";
-  if (!process.stdout.isTTY) {
-    const timeWithoutMs = new Date().toISOString().replace(/\.\d+Z$/, "Z");
-    prefix = `${timeWithoutMs} `;
-    where.push(databasePath);
-  }
-  const parentheses = where.length > 0 ? ` (${where.join(", ")})` : "";
-  return `${prefix}${script}${parentheses}: ${summary}`;
-}
-
-function formatJson(
-  { script, databasePath, square }: RunContext,
-  json: object,
-  needsSquare: boolean,
-  seconds: number,
-): string {
-  const { environment } = square;
-  const fields = needsSquare
-    ? { script, environment, database: databasePath, ...json, seconds }
-    : { script, database: databasePath, ...json };
-  return JSON.stringify(fields);
-}
-
-// The error for a bug in a script, or for a failure that no other code handles.
-function createUnexpectedError(error: unknown): SyncError {
+function describeError(error: unknown): SyncError {
+  if (error instanceof SyncError) return error;
+  if (isDeniedByDeno(error))
+    return new SyncError(
+      "usage",
+      `Cannot go on: Deno has no permission for it (${messageOf(error)})`,
+      "the deno command in the first comment of the script, with your own file and host in it",
+      error,
+    );
   const nextStep = "add --verbose to see where it happened";
   return new SyncError("failed", `Cannot go on: ${messageOf(error)}`, nextStep, error);
 }
 
-/** Lists the stack traces of an error and its causes. */
+/** Lists the stack traces of an error and its causes, line by line. */
 function listStackTraces(error: unknown): string[] {
-  return listErrorChain(error).map((cause) => {
+  return listErrorChain(error).flatMap((cause) => {
     const stack = cause.stack ?? messageOf(cause);
-    // An error of the SDK has the reply as its body, and repeats it in the message. The reply can
-    // contain the data of a customer, so it is not printed.
-    return "body" in cause ? stack.replace(cause.message, "(reply of Square)") : stack;
+    // An error of the SDK repeats the reply in its message. The reply can contain the data of a
+    // customer, so it is not printed.
+    const isFromSdk = "body" in cause || cause.name === "JsonError";
+    return (isFromSdk ? stack.replace(cause.message, "(not printed)") : stack).split("\n");
   });
 }
 
-type ParsedCommandLine<O extends OptionSet> =
-  | { options: ScriptContext<O>["options"]; helpText?: never }
-  | { options?: never; helpText: string };
+// ---- Options ----
 
 /**
- * Parses the command line.
- * @returns the options, or the text to print for --help and --version
+ * Parses the command line. For --help and --version, yargs prints the text and ends the process.
  * @throws SyncError (usage)
  */
 async function parseCommandLine<O extends OptionSet>(
   manual: Manual<O>,
-): Promise<ParsedCommandLine<O>> {
-  const { name, purpose, options, examples, exitCodes } = manual;
+): Promise<ScriptContext<O>["options"]> {
+  const { name, purpose, options, examples } = manual;
   const words = process.argv.slice(2);
-  // `deno task` and tsx pass on the -- that npm removes. What follows it would not count as
-  // options.
+  // `deno task` and tsx pass on the -- that npm removes.
   if (words[0] === "--") words.shift();
-  if (words.includes("--version")) return { helpText: `${VERSION}\n` };
-
   const allOptions: OptionSet = { ...options, ...COMMON_OPTIONS };
+  const known = [...Object.keys(allOptions), "help", "version"];
   // Loaded here, because loading yargs takes longer than everything else at the start of a script.
   const { default: yargs } = await import("yargs");
   const parser = yargs(words)
     .scriptName(name)
-    .help(false)
-    .version(false)
+    .version(VERSION)
     .usage(`${name} ${purpose}`)
     .options(allOptions)
     .example(examples.map((example) => [...example])) // yargs accepts no readonly lists.
-    .epilogue(`Exit codes: ${exitCodes}`)
-    .wrap(HELP_WIDTH)
+    .epilogue(EXIT_CODES_HELP)
+    .wrap(80)
     .detectLocale(false)
-    .exitProcess(false)
+    .strict()
     // Turn off conversions of yargs. By default, an option that is given twice becomes a list,
-    // --no-source sets source to false, --batchSize is accepted for --batch-size, a dot in a name
-    // creates an object, and the stray word 007 becomes the number 7.
+    // --no-source sets source to false, --batchSize is accepted for --batch-size, and a dot in a
+    // name creates an object.
     .parserConfiguration({
       "duplicate-arguments-array": false,
       "boolean-negation": false,
@@ -347,76 +277,52 @@ async function parseCommandLine<O extends OptionSet>(
       "Not enough arguments following: %s": "--%s needs a value",
       "Argument unexpected for: %s": "--%s takes no value",
     })
-    .fail((message) => {
-      throw new SyncError("usage", `Cannot use these options: ${message}`, findHelp(name));
+    .fail((message, error: unknown) => {
+      // An error of `coerce` comes with its own next step.
+      if (error instanceof SyncError) throw error;
+      const unknown = /^Unknown arguments?: (.*)$/s.exec(message)?.[1]?.split(", ");
+      const problems = unknown?.map((word) => describeUnknown(word, words, known)) ?? [message];
+      const text = `Cannot use these options: ${problems.join("; ")}`;
+      throw new SyncError("usage", text, "--help shows them all");
     });
-  if (words.includes("--help")) return { helpText: `${await parser.getHelp()}\n` };
-
-  rejectOptionTakenByNpm(name, allOptions);
-  const parsed: Record<string, unknown> & { _: (string | number)[] } = await parser.parseAsync();
-  for (const [option, { check }] of Object.entries(allOptions))
-    if (parsed[option] !== undefined) check?.(parsed[option], name);
-
-  // The strict mode of yargs would name an unknown option without its dashes.
-  const strayWords = [
-    ...parsed._.map(String),
-    ...findUnknownOptions(words, Object.keys(parsed), Object.keys(allOptions)),
-  ];
-  if (strayWords.length > 0)
-    throw new SyncError(
-      "usage",
-      `Cannot use these options: leave out ${strayWords.map((word) => JSON.stringify(word)).join(", ")}`,
-      findHelp(name),
-    );
+  rejectOptionTakenByNpm(name, known);
+  const parsed: unknown = await parser.parseAsync();
   // yargs has checked the values against the types of allOptions.
-  return { options: parsed as unknown as ScriptContext<O>["options"] };
+  return parsed as ScriptContext<O>["options"];
 }
 
-/**
- * Returns the unknown options as the user wrote them, for example `--frob` or `-x`. yargs returns
- * only their names, without dashes. Values are left out, because a value can be secret.
- */
-function findUnknownOptions(words: string[], parsed: string[], known: string[]): string[] {
-  // yargs returns the words that are not options in `_`, and the name of the script in `$0`.
-  const unknown = parsed.filter((key) => !["_", "$0", ...known].includes(key));
-  const written = unknown.map((key) => {
-    const long = words.find((word) => word === `--${key}` || word.startsWith(`--${key}=`));
-    // `-xyz` is parsed as the three options x, y and z.
-    const short = words.find((word) => /^-[^-]/.test(word) && word.includes(key));
-    return (long ?? short ?? `--${key}`).replace(/=.*/s, "");
-  });
-  return [...new Set(written)];
+/** Describes a word that is not a known option. yargs returns it without dashes and value. */
+function describeUnknown(word: string, words: string[], known: string[]): string {
+  const written = words.find((one) => /^-/.test(one) && one.replace(/^-+|=.*$/gs, "") === word);
+  if (written === undefined) return `unknown word ${JSON.stringify(word)}`;
+  // The nearest option has the largest share of letters that follow each other in the word too.
+  const pairs = [...word].map((_, index) => word.slice(index, index + 2));
+  const score = (option: string) =>
+    pairs.filter((pair) => option.includes(pair)).length / option.length;
+  const [nearest] = known.sort((one, other) => score(other) - score(one));
+  return `unknown option ${written.replace(/=.*$/s, "")}; did you mean --${nearest}?`;
 }
 
 /**
  * Rejects an option that npm has taken. `npm run push-new --dry-run` passes the option to npm and
- * not to the script. Without this check, the script would push. npm stores such an option in a
- * variable of the environment, for example npm_config_dry_run.
+ * not to the script, and so does PowerShell with `npm run push-new -- --dry-run`. Without this
+ * check, the script would push. npm stores such an option in a variable of the environment, for
+ * example npm_config_dry_run.
  */
-function rejectOptionTakenByNpm(name: string, options: OptionSet): void {
-  const known = Object.keys(options);
-  // Every script rejects --dry-run, not only the scripts that have it. `npm run sync` runs four
-  // scripts, and the last one is push-new: if npm took --dry-run, it would push.
+function rejectOptionTakenByNpm(name: string, known: string[]): void {
+  // Every script rejects --dry-run: `npm run sync` runs four scripts, and the last one is push-new.
   // Compare without the dashes, because --dryrun is a common mistake.
   const normalize = (option: string) => option.replace(/[-_]/g, "").toLowerCase();
-  const takenByNpm = Object.keys(process.env)
+  const taken = Object.keys(process.env)
     .filter((variable) => variable.startsWith("npm_config_"))
     .map((variable) => normalize(variable.slice("npm_config_".length)));
-  const taken = [...known, "dry-run"].find((option) => takenByNpm.includes(normalize(option)));
-  if (taken === undefined) return;
-  const value = options[taken]?.requiresArg ? " …" : "";
-  throw new SyncError(
-    "usage",
-    `Cannot use --${taken}: npm took it as its own option`,
-    known.includes(taken)
-      ? `npm run ${name} -- --${taken}${value} (options go after --)`
-      : `leave it out: ${name} has no --${taken}; for a script that has it: npm run <script> -- --${taken}`,
-  );
-}
-
-/** Finds the next step for wrong options: the command that prints the help of the script. */
-function findHelp(script: string): string {
-  return buildCommand(script, "--help") ?? "add --help to see the options";
+  const option = [...known, "dry-run"].find((one) => taken.includes(normalize(one)));
+  if (option !== undefined)
+    throw new SyncError(
+      "usage",
+      `Cannot use --${option}: npm took it as its own option`,
+      `npx tsx scripts/${name}.ts --${option}, or with npm: npm run ${name} -- --${option}`,
+    );
 }
 
 /**
@@ -427,26 +333,93 @@ export function flag(describe: string) {
   return { type: "boolean", nargs: 0, describe } as const;
 }
 
-/**
- * Defines an option that takes a time. Here its value is only checked. The script parses it later,
- * because a duration is subtracted from the start of the run (context.startedAt).
- * @param keywords the words that are accepted in place of a time
- */
-export function timeOption(option: string, describe: string, keywords: readonly string[]) {
-  const check = (value: unknown) => {
-    const text = String(value);
-    if (!keywords.includes(text)) parseTime(option, text, Date.now());
-  };
-  return { type: "string", requiresArg: true, describe, check } as const;
+/** Defines an option that takes a text. */
+export function text(describe: string) {
+  return { type: "string", requiresArg: true, describe } as const;
 }
 
 /** Defines an option that takes a whole number from 1 to `max`. */
-export function countOption(option: string, max: number, describe: string) {
-  const check = (value: unknown, script: string) => {
-    const count = Number(value);
-    if (Number.isInteger(count) && count >= 1 && count <= max) return;
+export function count(option: string, describe: string, max: number = 1_000_000_000) {
+  const coerce = (value: number): number => {
+    if (Number.isInteger(value) && value >= 1 && value <= max) return value;
     const message = `Cannot use ${option}: expected a whole number from 1 to ${max}`;
-    throw new SyncError("usage", message, findHelp(script));
+    throw new SyncError("usage", message, "--help shows all options");
   };
-  return { type: "number", requiresArg: true, describe, check } as const;
+  return { type: "number", requiresArg: true, describe, coerce } as const;
+}
+
+// ---- Output ----
+
+// A text that no line contains.
+const NO_TOKEN = "\0";
+
+// A shorter token is not hidden, because it could be a part of ordinary words.
+const MIN_TOKEN_LENGTH = 8;
+
+// Moves the cursor of a terminal to the start of its line, and erases the line.
+const CLEAR_LINE = "\r\u001b[K";
+
+// What printing needs to know. The properties are set as soon as their values are known.
+const printer = { token: NO_TOKEN, isVerbose: false, hasProgress: false };
+
+function printError(line: string): void {
+  hideProgress();
+  // An error is ignored, because stderr is where it would be reported.
+  write(process.stderr, `${makePrintable(line)}\n`).catch(() => {});
+}
+
+/** Removes the line with the progress, so that another text can take its place. */
+function hideProgress(): void {
+  if (printer.hasProgress) process.stderr.write(CLEAR_LINE);
+  printer.hasProgress = false;
+}
+
+/**
+ * Makes a line safe to print: it hides the token, and escapes control characters, with which a text
+ * of Square or of the file could control the terminal or imitate a line of a log.
+ */
+function makePrintable(line: string): string {
+  // A token can stand among the options by mistake. Square's begin with EAAA.
+  return line
+    .replaceAll(printer.token, "(the token)")
+    .replace(/EAAA[\w-]{40,}/g, "(the token)")
+    .replace(
+      /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
+      (one) => `\\u${one.codePointAt(0)?.toString(16).padStart(4, "0")}`,
+    );
+}
+
+/** Writes to a stream, and waits until the text is written. A pipe that `head` closed is no error. */
+async function write(stream: NodeJS.WriteStream, text: string): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    stream.write(text, (error) => {
+      if (error && codeOf(error) !== "EPIPE") reject(error);
+      else resolve();
+    });
+  });
+}
+
+/**
+ * Formats the summary line. When stdout is not a terminal, the line is usually added to a log, so it
+ * gets the time and the file too.
+ */
+function formatSummary({ script, databasePath, square }: RunContext, summary: string): string {
+  const { isTTY } = process.stdout;
+  const places = [square.environment, isTTY ? "" : databasePath].filter((place) => place !== "");
+  const time = isTTY ? "" : `${new Date().toISOString().slice(0, 19)}Z `;
+  const where = places.length > 0 ? ` (${places.join(", ")})` : "";
+  return `${time}${script}${where}: ${summary}`;
+}
+
+/** For example `1 customer`, `2 customers`. */
+export function formatNumber(number: number, noun: string): string {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+/** Formats a table: columns of equal width, separated by two spaces. */
+function formatTable(rows: readonly (readonly string[])[]): string[] {
+  const measure = (column: number) => Math.max(...rows.map((row) => row[column]?.length ?? 0));
+  const widths = rows[0]?.map((_, column) => measure(column)) ?? [];
+  const pad = (cell: string, column: number) => cell.padEnd(widths[column] ?? 0);
+  return rows.map((row) => row.map(pad).join("  ").trimEnd());
 }

@@ -17,9 +17,9 @@ export type ErrorKind = "failed" | "usage" | "denied" | "temporary";
 export class SyncError extends Error {
   kind: ErrorKind;
   /** Printed after `Try: `. It must not lead back to the same error. */
-  nextStep: string | undefined;
+  nextStep: string;
 
-  constructor(kind: ErrorKind, message: string, nextStep?: string, cause?: unknown) {
+  constructor(kind: ErrorKind, message: string, nextStep: string, cause?: unknown) {
     super(message, { cause });
     this.name = "SyncError";
     this.kind = kind;
@@ -32,21 +32,23 @@ export function listErrorChain(error: unknown): Error[] {
   return error instanceof Error ? [error, ...listErrorChain(error.cause)] : [];
 }
 
-/** Runs a step whose failure does not matter. */
-export function ignoreErrors(step: () => void): void {
-  try {
-    step();
-  } catch {}
-}
-
-/** Returns the message of any thrown value. */
+/** Returns the message of any thrown value. sql.js throws a text in some cases. */
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** Returns the `code` of a system error, for example `ENOENT`; for other errors an empty string. */
+/** Returns the `code` of a system error, for example `ENOENT`; for other errors an empty text. */
 export function codeOf(error: unknown): string {
-  if (!(error instanceof Error) || !("code" in error)) return "";
-  // The code of a DOMException is a number, which helps neither the user nor a comparison.
-  return typeof error.code === "string" ? error.code : "";
+  const code = error instanceof Error && "code" in error ? error.code : "";
+  return typeof code === "string" ? code : "";
+}
+
+/** True for the error of Deno when a permission such as --allow-read is missing. */
+export function isDeniedByDeno(error: unknown): boolean {
+  return listErrorChain(error).some(({ name }) => name === "NotCapable");
+}
+
+/** True for a JSON object. Null and arrays are not JSON objects. */
+export function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

@@ -7,7 +7,8 @@
  * This layer can be deleted: `searchPages` alone returns the same customers.
  */
 import type { Square } from "square";
-import { formatTime } from "./time.ts";
+import type { Filter, Page } from "./paging.ts";
+import { formatTime } from "./window.ts";
 
 // The number of customers above which the rest of a slice is divided. Dividing a smaller rest costs
 // more requests than it saves.
@@ -16,23 +17,10 @@ const SMALL_SLICE = 1_000;
 // The overlap of two slices. Square does not document whether a time range includes its ends.
 const SLICE_OVERLAP_MS = 1_000;
 
-/** One page of a search, as `searchPages` yields it. */
-interface Page {
-  customers: Square.Customer[];
-  count: number;
-  /**
-   * How many counted customers were not returned. Before the last page they are still to come,
-   * after it they are missing.
-   */
-  missingCount: number;
-}
-
-type Filter = Square.CustomerFilter;
 type TimeRange = Square.TimeRange;
-type Ids = Set<string | undefined>;
 
 /**
- * Yields the pages of a search in any order, and then an empty page with the final missing count.
+ * Yields the pages of a search in any order. A page has the count of its own slice.
  * @param search reads one slice page by page, oldest customer first
  * @param options.concurrency a large search is divided into about twice as many slices
  * @param options.divideUntil the end of the time to divide if the filter has no end, in
@@ -43,59 +31,36 @@ export async function* readInParallel(
   filter: Filter,
   options: { concurrency: number; divideUntil: number },
 ): AsyncGenerator<Page> {
-  // The count of the whole search. It is the largest of all counts, because the first slice is the
-  // whole search.
+  // The count of the whole search, which is the first slice.
   let total = 0;
-  const allIds: Ids = new Set();
 
   /**
    * Reads a slice. If many customers remain after a page, it divides the rest into two slices, and
    * reads these instead of the next pages.
    */
-  async function readSlice(
-    range: TimeRange,
-    emit: (page: Page) => void,
-  ): Promise<{ ids: Ids; missingCount: number }> {
-    const ids: Ids = new Set();
-    // How many customers of this slice have not been returned yet.
-    let remaining = 0;
-    for await (const page of search({ ...filter, createdAt: range })) {
+  async function readSlice(slice: Filter, emit: (page: Page) => void): Promise<void> {
+    let returned = 0;
+    for await (const page of search(slice)) {
+      emit(page);
       total = Math.max(total, page.count);
-      for (const { id } of page.customers) {
-        ids.add(id);
-        allIds.add(id);
-      }
-      remaining = page.missingCount;
-      const totalRemaining = Math.max(total - allIds.size, 0);
-      emit({ customers: page.customers, count: total, missingCount: totalRemaining });
-
+      returned += page.customers.length;
       // Divide a slice until at most half of total / concurrency remains in it. With larger slices,
       // one that has more customers than estimated would be read alone at the end.
-      const maxRemaining = Math.max(SMALL_SLICE, total / (2 * options.concurrency));
-      if (remaining <= maxRemaining) continue;
-      const slices = divideRest(range, page.customers, remaining, options.divideUntil);
-      if (slices.length === 0) continue;
-      const results = await Promise.all(slices.map((slice) => readSlice(slice, emit)));
-      // Callers only need to know if the missing count is 0. Two comparisons can show a missing
-      // customer: the missing count of a new slice, and the count of this slice minus all ids that
-      // were found in it. The second usually includes the first, so take the largest.
-      for (const result of results) for (const id of result.ids) ids.add(id);
-      const missingCounts = results.map(({ missingCount }) => missingCount);
-      // The two new slices have read the rest, so the next pages of this search are not needed.
-      return { ids, missingCount: Math.max(page.count - ids.size, ...missingCounts) };
+      const rest = page.count - returned;
+      if (rest <= Math.max(SMALL_SLICE, total / (2 * options.concurrency))) continue;
+      const ranges = divideRest(slice.createdAt ?? {}, page.customers, rest, options.divideUntil);
+      if (ranges.length === 0) continue;
+      await Promise.all(ranges.map((createdAt) => readSlice({ ...slice, createdAt }, emit)));
+      return;
     }
-    return { ids, missingCount: remaining };
   }
 
   // Several slices emit pages at the same time. The stream is the queue from which they are
   // yielded.
   yield* new ReadableStream<Page>({
     start(controller) {
-      readSlice(filter.createdAt ?? {}, (page) => controller.enqueue(page)).then(
-        ({ missingCount }) => {
-          controller.enqueue({ customers: [], count: total, missingCount });
-          controller.close();
-        },
+      readSlice(filter, (page) => controller.enqueue(page)).then(
+        () => controller.close(),
         (error) => controller.error(error),
       );
     },
