@@ -9,7 +9,7 @@ import type { Database, SqlValue, Statement } from "sql.js";
 import { buildIdentity, cleanValue, isOtherPerson } from "./checks.ts";
 import { formatNumber } from "./internal/cli.ts";
 import { messageOf, SyncError } from "./internal/errors.ts";
-import { type Row, readRows } from "./internal/sql.ts";
+import { getRow, type Row, readRows } from "./internal/sql.ts";
 import {
   COLUMNS,
   type CustomerRow,
@@ -64,43 +64,48 @@ const UPDATE = `UPDATE OR ABORT customers SET ${SAVED_COLUMNS.map((name) => `${n
  * @param customers rows that buildRow built, at most one for each id
  * @param startedAt when the run began, in milliseconds since 1970. A mark of a deletion that is
  *   younger stays, because this run may have received the customer before it was deleted
- * @param createdFrom the local_id of the row that a customer was created from, by customer id
+ * @param createdFrom the idempotency key of the row that a customer was created from, by customer id
  */
 export function saveCustomers(
   db: Database,
   customers: readonly CustomerRow[],
   startedAt: number,
-  createdFrom: ReadonlyMap<string, number> = new Map(),
+  createdFrom: ReadonlyMap<string, string> = new Map(),
 ): SaveResult {
   const result: SaveResult = { changes: [], unchanged: 0, notSaved: [] };
   const savedAt = formatTime(Date.now());
-  const findLink = createLinkFinder(db, customers);
+  const findLink = createLinkFinder(db, customers, createdFrom);
   // Prepared once, because a pull can save many thousands of customers.
   const select = db.prepare("SELECT * FROM customers WHERE id = ?");
   const selectUnpushed = db.prepare(`SELECT * FROM customers WHERE local_id = ? AND ${UNPUSHED}`);
   const insert = db.prepare(INSERT);
   const update = db.prepare(UPDATE);
+  const names = select.getColumnNames();
+  const read = (statement: Statement, value: SqlValue): Row | undefined =>
+    runOnce(statement, [value], () => getRow(statement, names));
+  const write = (statement: Statement, values: SqlValue[]): number => {
+    const localId = runOnce(statement, values, () => Number(statement.get()[0]));
+    if (localId === undefined) throw new Error("a trigger of the table ignores it");
+    return localId;
+  };
 
   function save(customer: CustomerRow): RowChange | undefined {
     const { id } = customer;
     const values = [...COLUMNS.map((column) => customer[column] ?? null), savedAt];
-    const stored = readRow(select, [id]);
-    const sentFrom = createdFrom.get(id);
+    const stored = read(select, id);
+    const unpushedId = stored === undefined || createdFrom.has(id) ? findLink(customer) : undefined;
     // A pull has saved the customer before it was known from which row it was created.
-    if (stored !== undefined && sentFrom !== undefined && sentFrom !== stored.local_id)
-      linkRow(db, sentFrom, id, savedAt);
+    if (stored !== undefined && unpushedId !== undefined) linkRow(db, unpushedId, id, savedAt);
     if (stored !== undefined) {
       const { isWritten, ...change } = compare(stored, customer, startedAt);
       if (!isWritten) return undefined;
-      const localId = writeRow(update, [...values, stored.local_id ?? null]);
+      const localId = write(update, [...values, stored.local_id ?? null]);
       // Without a column, only the note of an edit was cleared.
       return change.columns.length > 0 ? { localId, id, outcome: "updated", ...change } : undefined;
     }
-    const unpushedId = sentFrom ?? findLink(customer);
-    // Another program can have removed the row since it was sent.
-    const row = unpushedId === undefined ? undefined : readRow(selectUnpushed, [unpushedId]);
-    if (row === undefined) return { localId: writeRow(insert, values), id, outcome: "inserted" };
-    const localId = writeRow(update, [...values, row.local_id ?? null]);
+    const row = unpushedId === undefined ? undefined : read(selectUnpushed, unpushedId);
+    if (row === undefined) return { localId: write(insert, values), id, outcome: "inserted" };
+    const localId = write(update, [...values, row.local_id ?? null]);
     const replaced = listReplacedColumns(row, customer);
     const losesOptOut = hasOptOut(row) && !hasOptOut(customer);
     return { localId, id, outcome: "linked", replaced, losesOptOut };
@@ -119,10 +124,6 @@ export function saveCustomers(
   return result;
 }
 
-interface PreparedStatement extends Statement {
-  names?: string[];
-}
-
 /** Compares the row of a customer with what Square returned. */
 function compare(stored: Row, customer: CustomerRow, startedAt: number) {
   const mark = String(stored.deleted_at ?? "");
@@ -132,33 +133,22 @@ function compare(stored: Row, customer: CustomerRow, startedAt: number) {
   if (!stored.synced_at) columns.push("synced_at");
   // Search can return an older version than the one that a push has just saved.
   const isOlder = Number(stored.version ?? -1) > (customer.version ?? -1);
-  const isEdited = Boolean(stored.edited_at);
+  // A row without synced_at was inserted with its id by another program.
+  const isEdited = Boolean(stored.edited_at) || !stored.synced_at;
   const isWritten = mark === "" ? !isOlder && (columns.length > 0 || isEdited) : comesBack;
   const replaced = isEdited ? columns.filter((column) => EDITABLE_COLUMNS.includes(column)) : [];
   const losesOptOut = isEdited && hasOptOut(stored) && !hasOptOut(customer);
   return { isWritten, columns, replaced, losesOptOut };
 }
 
-/** Runs a prepared statement. sql.js would look the names of the columns up for each row. */
-function readRow(statement: PreparedStatement, values: SqlValue[]): Row | undefined {
+/** Runs a statement that returns at most one row, and reads that row. */
+function runOnce<T>(statement: Statement, values: SqlValue[], read: () => T): T | undefined {
   try {
     statement.bind(values);
-    if (!statement.step()) return undefined;
-    statement.names ??= statement.getColumnNames();
-    const row: Row = {};
-    for (const [index, value] of statement.get().entries())
-      row[statement.names[index] ?? ""] = value;
-    return row;
+    return statement.step() ? read() : undefined;
   } finally {
     statement.reset();
   }
-}
-
-/** Runs an INSERT or UPDATE, and returns the local_id of the row. */
-function writeRow(statement: PreparedStatement, values: SqlValue[]): number {
-  const row = readRow(statement, values);
-  if (row === undefined) throw new Error("a trigger of the table ignores it");
-  return Number(row.local_id);
 }
 
 /**
@@ -167,7 +157,11 @@ function writeRow(statement: PreparedStatement, values: SqlValue[]): number {
  * customers or rows have identifies none of them, and neither does one with another name and email
  * address, for example the number of a family.
  */
-function createLinkFinder(db: Database, customers: readonly CustomerRow[]) {
+function createLinkFinder(
+  db: Database,
+  customers: readonly CustomerRow[],
+  createdFrom: ReadonlyMap<string, string>,
+) {
   const unpushed = readRows(db, `SELECT * FROM customers WHERE ${UNPUSHED}`);
   if (unpushed.length === 0) return () => undefined;
   const byKey = new Map<string, number>();
@@ -191,7 +185,10 @@ function createLinkFinder(db: Database, customers: readonly CustomerRow[]) {
     const reference = cleanReference(customer);
     const row = shared.has(reference) ? undefined : byReference.get(reference);
     const isSame = row && !isOtherPerson(buildIdentity(row), buildIdentity(customer));
-    return byKey.get(reference) ?? (isSame ? Number(row.local_id) : undefined);
+    return (
+      byKey.get(createdFrom.get(customer.id) ?? reference) ??
+      (isSame ? Number(row.local_id) : undefined)
+    );
   };
 }
 

@@ -7,7 +7,7 @@ import type { Database, SqlJsStatic } from "sql.js";
 import { messageOf, SyncError } from "./internal/errors.ts";
 import { changeFile, readFile } from "./internal/file.ts";
 import { readValue } from "./internal/sql.ts";
-import { readSchema, requireSchema } from "./schema.ts";
+import { compareSchema, type Difference, readSchema, requireSchema } from "./schema.ts";
 
 /**
  * Reads the file in one step. The step works on a copy in memory, so what it writes is lost. A dry
@@ -19,8 +19,8 @@ export async function readDatabase<T>(path: string, step: (db: Database) => T): 
   requireExistingFile(path);
   const SQL = await loadSqlite();
   const bytes = await readFile(path);
-  return runInCopy(SQL, bytes, path, (db) => {
-    requireSchema(db, getReference(SQL), path);
+  return runInCopy(SQL, bytes, path, (db, differences) => {
+    requireSchema(differences, path);
     return step(db);
   });
 }
@@ -34,8 +34,8 @@ export async function readDatabase<T>(path: string, step: (db: Database) => T): 
  *   unchanged
  */
 export async function updateDatabase<T>(path: string, step: (db: Database) => T): Promise<T> {
-  return await createOrUpdateDatabase(path, (db, reference) => {
-    requireSchema(db, reference, path);
+  return await createOrUpdateDatabase(path, (db, differences) => {
+    requireSchema(differences, path);
     return step(db);
   });
 }
@@ -43,18 +43,18 @@ export async function updateDatabase<T>(path: string, step: (db: Database) => T)
 /**
  * Changes the file like {@linkcode updateDatabase}, but does not require that it exists and has
  * the tables. init-db uses it.
- * @param step its second parameter is a database in which only schema.sql has run
+ * @param step its second parameter is what differs from schema.sql
  */
 export async function createOrUpdateDatabase<T>(
   path: string,
-  step: (db: Database, reference: Database) => T,
+  step: (db: Database, differences: Difference[]) => T,
 ): Promise<T> {
   const SQL = await loadSqlite();
   return await changeFile(path, (bytes) =>
-    runInCopy(SQL, bytes, path, (db) => {
+    runInCopy(SQL, bytes, path, (db, differences) => {
       const before = countChanges(db);
       db.run("BEGIN");
-      const result = step(db, getReference(SQL));
+      const result = step(db, differences);
       // Fails after a trigger of your own with ROLLBACK, which has undone everything. The file then
       // stays as it is.
       db.run("COMMIT");
@@ -84,12 +84,12 @@ function runInCopy<T>(
   SQL: SqlJsStatic,
   bytes: Uint8Array,
   path: string,
-  step: (db: Database) => T,
+  step: (db: Database, differences: Difference[]) => T,
 ): T {
   const db = new SQL.Database(bytes);
   try {
     requireUndamaged(db, path);
-    return step(db);
+    return step(db, compareSchema(db, getReference(SQL)));
   } finally {
     db.close();
   }

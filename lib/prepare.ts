@@ -84,18 +84,20 @@ export interface SelectedRow {
  */
 export function requirePullForPush(db: Database, context: RunContext): void {
   requireCompletePull(db, context);
-  // The last run that read everything in one window has fetched all customers of Square.
-  const [last] = readRows(
+  // The last run that read everything in one window has fetched all customers of Square. Later runs
+  // have added others.
+  const saved = readValue(
     db,
-    `SELECT fetched, (SELECT count(*) FROM customers WHERE id IS NOT NULL) AS existing
-     FROM sync_runs WHERE script = 'pull-created' AND complete = 1 AND since IS NULL
-     ORDER BY id DESC LIMIT 1`,
+    `WITH whole AS (SELECT coalesce(max(id), 0) AS id FROM sync_runs
+       WHERE script = 'pull-created' AND complete = 1 AND since IS NULL)
+     SELECT sum(iif(sync_runs.id = whole.id, fetched, inserted + created))
+     FROM sync_runs, whole WHERE sync_runs.id >= whole.id`,
   );
-  const [fetched, existing] = [Number(last?.fetched ?? 0), Number(last?.existing ?? 0)];
-  if (existing < fetched / 2)
+  const existing = readValue(db, "SELECT count(*) FROM customers WHERE id IS NOT NULL");
+  if (Number(existing) < Number(saved) / 2)
     throw new SyncError(
       "usage",
-      `Cannot run ${context.script}: "${context.databasePath}" has only ${existing} of the ${fetched} customers that were saved in it`,
+      `Cannot run ${context.script}: "${context.databasePath}" has only ${existing} of the ${saved} customers that were saved in it`,
       "pull-created --since all; or --skip-pull-check, if they were removed on purpose",
     );
   // The file does not have the customers that were created in Square since the last complete pull.
@@ -173,7 +175,7 @@ export function prepareRows(
     const identity = buildIdentity(stored);
     const own = findOwnCustomer(found?.get(localId) ?? [], row.idempotencyKey, identity);
     if (own !== undefined) {
-      const created = new Map([[own.id, localId]]);
+      const created = new Map([[own.id, row.idempotencyKey]]);
       const saved = saveCustomers(db, [own], context.startedAt, created);
       changes.push(...saved.changes);
       const problem = saved.notSaved[0]?.reason;
@@ -182,9 +184,9 @@ export function prepareRows(
     }
     if (problems.length > 0) return storeReason(db, row, "refused", problems.join("; "));
     if (!options.allowDuplicates) {
-      const decision = compareRow(row, identity, known, sent, options);
-      if (decision.id !== undefined) return { ...row, outcome: "link", id: decision.id };
-      if (decision.reason !== undefined) return storeReason(db, row, "held", decision.reason);
+      const { id = null, reason } = compareRow(row, identity, known, sent, options);
+      if (id !== null) return { ...row, outcome: "link", id, reason };
+      if (reason !== null) return storeReason(db, row, "held", reason);
     }
     if (row.hasOptOut)
       return storeReason(
@@ -309,48 +311,40 @@ interface KnownRow {
   customerId: string | null;
   /** The row was sent, and may be in Square. */
   inDoubt: boolean;
+  /** Without this, the same person could be created as subscribed from a second row. */
+  hasOptOut: boolean;
   identity: Identity;
 }
 
-/** The digits by which phone numbers are found. Two equal numbers have the same last nine digits. */
-const getPhoneEnd = (digits: string): string => digits.slice(-9);
+/** Lists the values by which equal rows are found. Equal phone numbers have the same last digits. */
+function listValues({ email_address, phone_number, reference_id }: Identity): string[] {
+  return [email_address, phone_number.slice(-9), reference_id].filter((value) => value !== "");
+}
 
 /** Reads the rows of the file that have a value of one of the given rows, and all unpushed rows. */
 function readKnownRows(db: Database, rows: readonly Row[]): KnownRow[] {
-  const wanted = new Set<string>();
-  for (const row of rows) {
-    const { email_address, phone_number, reference_id } = buildIdentity(row);
-    for (const value of [email_address, getPhoneEnd(phone_number), reference_id]) wanted.add(value);
-  }
-  wanted.delete("");
-  // There can be very many customers, so read them one at a time, and look at the rest of a row
-  // only if one of its values is wanted. Deleted customers are left out, because the same person
-  // may come back. A merged customer is still in Square, as a part of another one.
-  const statement = db.prepare(
-    `SELECT email_address, phone_number, reference_id, iif(${NOT_DELETED}, id, merged_into),
-       local_id, idempotency_key, given_name, family_name, company_name
+  const wanted = new Set(rows.flatMap((row) => listValues(buildIdentity(row))));
+  // Deleted customers are left out, because the same person may come back. A merged customer is
+  // still in Square, as a part of another one.
+  const stored = readRows(
+    db,
+    `SELECT local_id, iif(${NOT_DELETED}, id, merged_into) AS customer_id, idempotency_key,
+       given_name, family_name, company_name, email_address, phone_number, reference_id,
+       email_unsubscribed
      FROM customers WHERE ${NOT_DELETED}
        OR merged_into IN (SELECT id FROM customers WHERE id IS NOT NULL AND ${NOT_DELETED})`,
   );
-  const known: KnownRow[] = [];
-  while (statement.step()) {
-    const [email, phone, reference, customerId = null] = statement.get();
-    const isWanted =
-      customerId === null ||
-      wanted.has(String(email).trim().toLowerCase()) ||
-      wanted.has(String(reference).trim()) ||
-      wanted.has(getPhoneEnd(String(phone).replace(/[^0-9]/g, "")));
-    if (!isWanted) continue;
-    const row = statement.getAsObject();
-    known.push({
-      localId: Number(row.local_id),
-      customerId: customerId === null ? null : String(customerId),
-      inDoubt: readKey(row) !== "",
-      identity: buildIdentity(row),
-    });
-  }
-  statement.free();
-  return known;
+  const known = stored.map((row) => ({
+    localId: Number(row.local_id),
+    customerId: row.customer_id === null ? null : String(row.customer_id),
+    inDoubt: readKey(row) !== "",
+    hasOptOut: hasOptOut(row),
+    identity: buildIdentity(row),
+  }));
+  return known.filter(
+    ({ customerId, identity }) =>
+      customerId === null || listValues(identity).some((value) => wanted.has(value)),
+  );
 }
 
 /** Returns the column in which two rows are the same, if they are a possible duplicate. */
@@ -367,7 +361,7 @@ function findSameColumn(one: Identity, other: Identity): keyof Identity | undefi
 /**
  * Compares a row with the others.
  * @param sent the rows that are sent before this one
- * @returns the customer to link it to, or the reason to hold it, or neither
+ * @returns the customer to link it to, and what is the same; or only why to hold it; or neither
  */
 function compareRow(
   row: PushRow,
@@ -375,7 +369,7 @@ function compareRow(
   known: readonly KnownRow[],
   sent: ReadonlySet<number>,
   { linkDuplicates }: PushOptions,
-): { id?: string; reason?: string } {
+): { id?: string; reason: string | null } {
   const { localId, idempotencyKey, inDoubt } = row;
   const { reference_id } = identity;
   const others = known.filter((other) => other.localId !== localId);
@@ -387,19 +381,22 @@ function compareRow(
   const owners = new Set(withReference.map(({ customerId }) => customerId));
   const [owner] = owners;
   const isOther = withReference.every((other) => isOtherPerson(other.identity, identity));
-  if (!inDoubt && owners.size === 1 && owner && !isOther) return { id: owner };
+  if (!inDoubt && owners.size === 1 && owner && !isOther)
+    return { id: owner, reason: `same reference_id as customer ${owner}` };
 
   // A pull can have saved the customer of a row in doubt as another row. That is not a duplicate.
   const isOwnCustomer = ({ identity: other }: KnownRow) =>
     inDoubt && [reference_id, idempotencyKey].includes(other.reference_id);
+  const isCompared = (other: KnownRow) =>
+    other.customerId !== null || other.inDoubt || other.hasOptOut || sent.has(other.localId);
   const matches = others.filter(
     (other) =>
-      (other.customerId !== null || other.inDoubt || sent.has(other.localId)) &&
+      isCompared(other) &&
       findSameColumn(identity, other.identity) !== undefined &&
       !isOwnCustomer(other),
   );
   const [match] = matches;
-  if (match === undefined) return {};
+  if (match === undefined) return { reason: null };
   const customer = match.customerId === null ? "" : `, customer ${match.customerId}`;
   const column = findSameColumn(identity, match.identity);
   const reason = `same ${column} as row ${match.localId}${customer}`;
@@ -424,7 +421,7 @@ function compareRow(
     obstacle = "the customer has another reference_id";
   else if (isWantedTwice) obstacle = "another row matches the customer too";
   return obstacle === undefined && id !== null
-    ? { id }
+    ? { id, reason }
     : { reason: `${reason}; not linked: ${obstacle}` };
 }
 

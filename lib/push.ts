@@ -166,7 +166,7 @@ export function saveReplies(
 ): PushResult {
   const created = replies.flatMap(({ customer }) => (customer?.id ? [buildRow(customer)] : []));
   const createdFrom = new Map(
-    replies.map(({ row, customer }) => [customer?.id ?? "", row.localId] as const),
+    replies.map(({ row, customer }) => [customer?.id ?? "", row.idempotencyKey] as const),
   );
   const saved = saveCustomers(db, created, context.startedAt, createdFrom);
   const unsaved = new Map(saved.notSaved.map(({ id, reason }) => [id, reason]));

@@ -35,6 +35,16 @@ const STATE_COLUMNS = ["deleted_at", "merged_into", "edited_at"];
  * @returns an empty list if the scripts can use the file
  */
 export function compareSchema(db: Database, reference: Database): Difference[] {
+  const [version, knownVersion] = [db, reference].map((one) =>
+    Number(readValue(one, "PRAGMA user_version")),
+  );
+  if (Number(version) > Number(knownVersion))
+    return [
+      {
+        text: "a newer version of the scripts has made it",
+        advice: "the newer scripts, or another file with --db",
+      },
+    ];
   const tables = readRows(
     reference,
     "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
@@ -42,48 +52,26 @@ export function compareSchema(db: Database, reference: Database): Difference[] {
   return tables.flatMap(({ name }) => {
     const table = String(name);
     const actual = describeTable(db, table);
-    if (actual.columns.length > 0)
-      return compareTable(table, actual, describeTable(reference, table));
-    return [{ text: `it has no table ${table}` }];
+    if (actual.columns.length === 0) return [{ text: `it has no table ${table}` }];
+    return compareTable(table, actual, describeTable(reference, table));
   });
 }
 
 /**
- * Requires that a file has the tables of schema.sql.
+ * Requires that the scripts can use a file.
+ * @param mayAdd accepts differences that init-db removes
  * @throws SyncError (usage) with what differs, and what would cure it
  */
-export function requireSchema(db: Database, reference: Database, path: string): void {
-  const differences = compareSchema(db, reference);
-  requireCurable(db, reference, differences, path);
-  if (differences.length > 0)
-    throw new SyncError(
-      "usage",
-      `Cannot use "${path}": ${differences.map(({ text }) => text).join("; ")}`,
-      "init-db, which adds what is missing",
-    );
-}
-
-/** @throws SyncError (usage) if a difference needs a person, or a newer version made the file */
-export function requireCurable(
-  db: Database,
-  reference: Database,
-  differences: Difference[],
-  path: string,
-): void {
-  const version = "PRAGMA user_version";
-  if (Number(readValue(db, version)) > Number(readValue(reference, version)))
-    throw new SyncError(
-      "usage",
-      `Cannot use "${path}": a newer version of the scripts has made it`,
-      "the newer scripts, or another file with --db",
-    );
-  const open = differences.filter(({ advice }) => advice !== undefined);
-  if (open.length > 0)
-    throw new SyncError(
-      "usage",
-      `Cannot use "${path}": ${open.map(({ text }) => text).join("; ")}`,
-      [...new Set(open.map(({ advice }) => advice))].join("; "),
-    );
+export function requireSchema(differences: Difference[], path: string, mayAdd = false): void {
+  const forPerson = differences.filter(({ advice }) => advice !== undefined);
+  const rejected = forPerson.length > 0 || mayAdd ? forPerson : differences;
+  if (rejected.length === 0) return;
+  const advice = rejected.map((one) => one.advice ?? "init-db, which adds what is missing");
+  throw new SyncError(
+    "usage",
+    `Cannot use "${path}": ${rejected.map(({ text }) => text).join("; ")}`,
+    [...new Set(advice)].join("; "),
+  );
 }
 
 /** Adds what a file lacks. All rows are kept. */

@@ -22,7 +22,7 @@ import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 import { createOrUpdateDatabase } from "../lib/database.ts";
 import { runScript } from "../lib/internal/cli.ts";
-import { addDifferences, compareSchema, requireCurable } from "../lib/schema.ts";
+import { addDifferences, requireSchema } from "../lib/schema.ts";
 
 const manual = {
   name: "init-db",
@@ -38,22 +38,21 @@ const manual = {
 
 await runScript(manual, async ({ databasePath: path }) => {
   const isNew = !existsSync(path);
-  const differences = await createOrUpdateDatabase(path, (db, reference) => {
-    // SQLite itself says what is missing: schema.sql has run in an empty database, the reference,
-    // and the two are compared.
-    const differences = compareSchema(db, reference);
+  // SQLite itself says what is missing: lib/schema.sql runs in an empty database, and the two are
+  // compared.
+  const texts = await createOrUpdateDatabase(path, (db, differences) => {
     // A missing column that holds a field of Square may have been renamed. Only a person knows.
-    requireCurable(db, reference, differences, path);
+    requireSchema(differences, path, true);
     // Add missing columns of the kit's own state, then the tables, triggers and indexes.
     addDifferences(db, differences);
-    return differences;
+    return differences.map(({ text }) => text);
   });
-  const texts = differences.map(({ text }) => text).join("; ");
+  const added = texts.length > 0 ? `added what was missing (${texts.join("; ")})` : "";
   return {
     summary: isNew
       ? `created ${resolve(path)}`
-      : `${path} is ready: ${texts === "" ? "nothing was missing" : `added what was missing (${texts})`}`,
-    json: { created: isNew, added: differences.map(({ text }) => text) },
+      : `${path} is ready: ${added || "nothing was missing"}`,
+    json: { created: isNew, added: texts },
   };
 });
 

@@ -47,7 +47,7 @@ const manual = {
   options: {
     "dry-run": flag("Show what would be sent, send nothing"),
     source: text("Only rows with this source"),
-    "created-since": text("Only rows created since this time, for example 24h"),
+    "created-since": text("Only rows created since then, for example 24h"),
     limit: count("--limit", "At most this many rows"),
     "batch-size": {
       ...count("--batch-size", "Rows per request; 1 = use CreateCustomer", MAX_BATCH_SIZE),
@@ -99,7 +99,8 @@ await runScript(manual, async (context) => {
     return await readDatabase(databasePath, (db) => {
       const wanted = { ...pushOptions, batchSize: Number.POSITIVE_INFINITY };
       const selected = selectRows(db, wanted, new Set());
-      add(prepareRows(db, context, selected, undefined, wanted, listCountries()));
+      const countries = listCountries();
+      add(prepareRows(db, context, selected, undefined, wanted, countries));
       return finishPush(db, context, pushOptions, all, true);
     });
 

@@ -42,7 +42,7 @@ export const PULL_OPTIONS = {
     ...text("last (run), all, 90s, 5m, 24h, 1d, 2w, 2026-08-01, or RFC 3339"),
     default: "last",
   },
-  until: text("The same, except last and all [no end]"),
+  until: text("The same, except last and all; default: no end"),
   concurrency: {
     ...count("--concurrency", "Requests at the same time; 1 = in order", 16),
     default: 4,
@@ -246,9 +246,8 @@ async function parseCommandLine<O extends OptionSet>(
   manual: Manual<O>,
 ): Promise<ScriptContext<O>["options"]> {
   const { name, purpose, options, examples } = manual;
-  const words = process.argv.slice(2);
-  // `deno task` and tsx pass on the -- that npm removes.
-  if (words[0] === "--") words.shift();
+  // Some runners pass on the -- that npm removes. yargs would ignore every option after it.
+  const words = process.argv.slice(2).filter((word) => word !== "--");
   const allOptions: OptionSet = { ...options, ...COMMON_OPTIONS };
   const known = [...Object.keys(allOptions), "help", "version"];
   // Loaded here, because loading yargs takes longer than everything else at the start of a script.

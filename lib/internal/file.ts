@@ -27,6 +27,9 @@ const LOCK_WAIT_MS = 65_000;
 const PROGRAM_WAIT_MS = 5_000;
 const POLL_MS = 50;
 
+// The header of a rollback journal. After a transaction, it is all zeros or the file is gone.
+const JOURNAL_HEADER_BYTES = 28;
+
 /** The result of an attempt, or who has the file in use, so that the attempt is made again. */
 type Attempt<T> = { result: T } | { busy: "another script" | "another program" };
 
@@ -81,7 +84,7 @@ async function repeat<T>(path: string, attempt: () => Attempt<T>): Promise<T> {
       throw new SyncError(
         "temporary",
         `Cannot use "${path}": ${busy} has it open`,
-        "close that program, or run it again later; if none is running, open and close the file once with sqlite3",
+        "close that program, or run it again later; if none is running: VACUUM in sqlite3",
       );
     await sleep(POLL_MS);
   }
@@ -171,9 +174,10 @@ function hasLiveJournal(journal: string): boolean {
   if (!fs.existsSync(journal)) return false;
   const handle = fs.openSync(journal, "r");
   try {
-    const header = new Uint8Array(1);
+    // SQLite writes the first 12 bytes last, so they are 0 in an open transaction too.
+    const header = new Uint8Array(JOURNAL_HEADER_BYTES);
     fs.readSync(handle, header);
-    return header[0] !== 0;
+    return header.some((byte) => byte !== 0);
   } finally {
     fs.closeSync(handle);
   }
