@@ -127,17 +127,6 @@ export function buildIdentity(row: Record<string, unknown>): Identity {
   };
 }
 
-// Shorter numbers are local ones, which different customers can have.
-const MIN_PHONE_DIGITS = 9;
-
-/**
- * True if two phone numbers are the same. One can lack the country code, so one ends with the other.
- */
-export function isSamePhone(one: string, other: string): boolean {
-  const isLongEnough = Math.min(one.length, other.length) >= MIN_PHONE_DIGITS;
-  return isLongEnough && (one.endsWith(other) || other.endsWith(one));
-}
-
 /**
  * True if name and email address both differ. Such rows are different people, for example a family
  * with one telephone. A blank value differs from nothing.

@@ -13,8 +13,9 @@
 import type { Database } from "sql.js";
 import type { Square, SquareClient } from "square";
 import { NOT_DELETED, type RowChange, type SaveResult } from "./customers.ts";
+import type { RunContext } from "./internal/cli.ts";
 import { messageOf, SyncError } from "./internal/errors.ts";
-import { readRows } from "./internal/sql.ts";
+import { readRows, readValue } from "./internal/sql.ts";
 import { readErrors } from "./internal/square-errors.ts";
 import { type Filter, requestPage, searchPages } from "./paging.ts";
 import { formatTime } from "./window.ts";
@@ -24,6 +25,21 @@ const SMALL_RANGE = 500;
 
 // BulkRetrieveCustomers accepts at most this many ids in one request.
 const MAX_IDS = 100;
+
+/**
+ * Requires that a pull has read all customers of Square. Without them, the file does not show which
+ * customers exist, and a push would create them a second time.
+ * @throws SyncError (usage)
+ */
+export function requireCompletePull(db: Database, context: RunContext): void {
+  const sql = "SELECT count(*) FROM sync_runs WHERE script = 'pull-created' AND complete = 1";
+  if (readValue(db, sql) === 0)
+    throw new SyncError(
+      "usage",
+      `Cannot run ${context.script}: pull-created has not read all customers of Square into "${context.databasePath}" yet`,
+      "pull-created, without --since",
+    );
+}
 
 /** A customer of the file that came from Square and is not marked as deleted. */
 export interface LiveCustomer {

@@ -7,13 +7,13 @@
  */
 import type { Database } from "sql.js";
 import type { Square } from "square";
-import { buildIdentity, cleanValue, type Identity, isOtherPerson, isSamePhone } from "./checks.ts";
+import { buildIdentity, cleanValue, type Identity, isOtherPerson } from "./checks.ts";
 import { NOT_DELETED, type RowChange, saveCustomers, UNPUSHED } from "./customers.ts";
+import { requireCompletePull } from "./deleted.ts";
 import { formatNumber, type RunContext } from "./internal/cli.ts";
 import { messageOf, SyncError } from "./internal/errors.ts";
 import { type Row, readRows, readValue } from "./internal/sql.ts";
 import { buildRow, type CustomerRow, FIELDS, hasOptOut, type SquareField } from "./mapping.ts";
-import { requireCompletePull } from "./runs.ts";
 
 const HOUR_MS = 3_600_000;
 
@@ -345,6 +345,17 @@ function readKnownRows(db: Database, rows: readonly Row[]): KnownRow[] {
     ({ customerId, identity }) =>
       customerId === null || listValues(identity).some((value) => wanted.has(value)),
   );
+}
+
+// Shorter numbers are local ones, which different customers can have.
+const MIN_PHONE_DIGITS = 9;
+
+/**
+ * True if two phone numbers are the same. One can lack the country code, so one ends with the other.
+ */
+function isSamePhone(one: string, other: string): boolean {
+  const isLongEnough = Math.min(one.length, other.length) >= MIN_PHONE_DIGITS;
+  return isLongEnough && (one.endsWith(other) || other.endsWith(one));
 }
 
 /** Returns the column in which two rows are the same, if they are a possible duplicate. */

@@ -65,10 +65,8 @@ export interface Reply {
 }
 
 /**
- * Creates customers in Square. If Square rejects the whole call, the rows that its errors name are
- * taken out, and the others are sent again. If the errors name none, each row is sent alone.
- * @param useBulk false = one CreateCustomer for each row. Otherwise, a row that is sent alone is a
- *   bulk call of one: Square does not document whether both endpoints share their idempotency keys
+ * Creates customers in Square.
+ * @param useBulk false = one CreateCustomer for each row
  * @returns a reply for each row. In it, `row.inDoubt` is true if an attempt of this row had no
  *   answer, in this run or an earlier one
  * @throws the error of the SDK if Square does not answer. The rows keep their idempotency keys
@@ -79,40 +77,54 @@ export async function createCustomers(
   rows: readonly PushRow[],
   useBulk: boolean,
 ): Promise<Reply[]> {
-  if (rows.length === 0) return [];
-  const replies: Reply[] = [];
   const groups = useBulk ? [rows] : rows.map((row) => [row]);
-  for (const group of groups) {
-    const unansweredBefore = traffic.unanswered;
-    const { responses, errors } = await sendRows(square, group, useBulk);
-    const isUnanswered = traffic.unanswered > unansweredBefore;
-    const sent = group.map((row) => ({ ...row, inDoubt: row.inDoubt || isUnanswered }));
-    if (responses !== undefined) {
-      for (const row of sent) {
-        const response = responses[row.idempotencyKey];
-        replies.push({ row, customer: response?.customer, errors: readErrors(response) });
-      }
-      continue;
-    }
-    const blamed = sent.map((row) => ({ row, errors: listErrorsOf(row, errors) }));
-    const named = blamed.filter((reply) => reply.errors.length > 0 || sent.length === 1);
-    for (const { row, errors: own } of named)
-      replies.push({ row, errors: own.length > 0 ? own : errors });
-    const others = blamed.filter((reply) => !named.includes(reply)).map(({ row }) => row);
-    const next = named.length > 0 ? [others] : others.map((row) => [row]);
-    for (const part of next)
-      replies.push(...(await createCustomers(square, traffic, part, useBulk)));
-  }
+  const replies: Reply[] = [];
+  for (const group of groups) replies.push(...(await sendGroup(square, traffic, group, useBulk)));
   return replies;
 }
 
 /**
- * Sends one request.
+ * Sends rows with one request. If Square rejects the whole call, the rows that its errors name are
+ * taken out, and the others are sent again. If the errors name none, each row is sent alone. That is
+ * a bulk call of one: Square does not document whether its idempotency keys also count for
+ * CreateCustomer.
+ */
+async function sendGroup(
+  square: SquareClient,
+  traffic: Traffic,
+  rows: readonly PushRow[],
+  useBulk: boolean,
+): Promise<Reply[]> {
+  if (rows.length === 0) return [];
+  const unansweredBefore = traffic.unanswered;
+  const { responses, errors } = await requestCreation(square, rows, useBulk);
+  const isUnanswered = traffic.unanswered > unansweredBefore;
+  const sent = rows.map((row) => ({ ...row, inDoubt: row.inDoubt || isUnanswered }));
+  if (responses !== undefined)
+    return sent.map((row) => {
+      const response = responses[row.idempotencyKey];
+      return { row, customer: response?.customer, errors: readErrors(response) };
+    });
+  if (sent.length === 1) return sent.map((row) => ({ row, errors }));
+  const named: Reply[] = [];
+  const others: PushRow[] = [];
+  for (const row of sent) {
+    const ownErrors = listErrorsOf(row, errors);
+    if (ownErrors.length > 0) named.push({ row, errors: ownErrors });
+    else others.push(row);
+  }
+  const groups = named.length > 0 ? [others] : others.map((row) => [row]);
+  for (const group of groups) named.push(...(await sendGroup(square, traffic, group, useBulk)));
+  return named;
+}
+
+/**
+ * Makes one request.
  * @returns the response for each idempotency key, or the errors with which Square rejected the call
  * @see https://developer.squareup.com/reference/square/customers-api/bulk-create-customers
  * @see https://developer.squareup.com/reference/square/customers-api/create-customer
  */
-async function sendRows(
+async function requestCreation(
   square: SquareClient,
   rows: readonly PushRow[],
   useBulk: boolean,
@@ -121,14 +133,14 @@ async function sendRows(
   errors: SquareErrorEntry[];
 }> {
   try {
+    const customers: Record<string, NewCustomer> = {};
+    for (const { idempotencyKey, customer } of rows) customers[idempotencyKey] = customer;
     if (useBulk) {
-      const customers: Record<string, NewCustomer> = {};
-      for (const { idempotencyKey, customer } of rows) customers[idempotencyKey] = customer;
       const { responses = {} } = await square.customers.batchCreate({ customers });
       return { responses, errors: [] };
     }
     const responses: Record<string, Square.CreateCustomerResponse> = {};
-    for (const { idempotencyKey, customer } of rows)
+    for (const [idempotencyKey, customer] of Object.entries(customers))
       responses[idempotencyKey] = await square.customers.create({ ...customer, idempotencyKey });
     return { responses, errors: [] };
   } catch (error) {

@@ -105,21 +105,6 @@ function readTime(db: Database, which: "min" | "max", script: string): string | 
 }
 
 /**
- * Requires that a pull has read all customers of Square. Without them, the file does not show which
- * customers exist, and a push would create them a second time.
- * @throws SyncError (usage)
- */
-export function requireCompletePull(db: Database, context: RunContext): void {
-  const sql = "SELECT count(*) FROM sync_runs WHERE script = 'pull-created' AND complete = 1";
-  if (readValue(db, sql) === 0)
-    throw new SyncError(
-      "usage",
-      `Cannot run ${context.script}: pull-created has not read all customers of Square into "${context.databasePath}" yet`,
-      "pull-created, without --since",
-    );
-}
-
-/**
  * Builds the result of a pull.
  * @param action what the pull searches for: `created` or `updated`
  * @param missingCount how many customers Square counted and did not return

@@ -5,7 +5,7 @@
  */
 import { readFileSync } from "node:fs";
 import type { Database, SqlValue } from "sql.js";
-import { messageOf, SyncError } from "./internal/errors.ts";
+import { SyncError } from "./internal/errors.ts";
 import { type Row, readRows, readValue } from "./internal/sql.ts";
 
 /** Reads the statements of schema.sql. */
@@ -72,35 +72,6 @@ export function requireSchema(differences: Difference[], path: string, mayAdd = 
     `Cannot use "${path}": ${rejected.map(({ text }) => text).join("; ")}`,
     [...new Set(advice)].join("; "),
   );
-}
-
-/** Adds what a file lacks. All rows are kept. */
-export function addDifferences(db: Database, differences: Difference[]): void {
-  const run = (sql: string): void => {
-    try {
-      db.exec(sql);
-    } catch (error) {
-      // For example two rows with the same id, which a UNIQUE index does not accept.
-      const message = `Cannot run ${sql.startsWith("--") ? "lib/schema.sql" : sql}: ${messageOf(error)}`;
-      throw new SyncError("failed", message, "correct these rows or that file, and run it again");
-    }
-  };
-  const isMissing = (name: string) => differences.some(({ text }) => text.endsWith(` ${name}`));
-  for (const { statement } of differences) if (statement?.startsWith("ALTER")) run(statement);
-  run(readSchema());
-  for (const { statement } of differences) if (statement?.startsWith("CREATE")) run(statement);
-  // Version 2 showed a complete pull only by its watermark, and an opt-out that Square does not
-  // have only by a note.
-  if (isMissing("column complete"))
-    run("UPDATE sync_runs SET complete = 1 WHERE watermark = started_at");
-  if (isMissing("column edited_at"))
-    run(`UPDATE customers SET edited_at = synced_at, push_error = NULL
-      WHERE push_error LIKE 'email_unsubscribed is 1 only in this file%'`);
-  // Files of version 1 have no account, but each run has its environment.
-  run(`INSERT OR IGNORE INTO square_account (only_row, environment)
-    SELECT 1, environment FROM sync_runs ORDER BY id DESC LIMIT 1`);
-  // Without the customers that they read, the earlier runs prove nothing.
-  if (isMissing("table customers")) run("UPDATE sync_runs SET watermark = NULL, complete = 0");
 }
 
 /** The columns of a table, those with a UNIQUE index, and the triggers, as SQLite lists them. */

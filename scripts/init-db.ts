@@ -22,7 +22,8 @@ import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 import { createOrUpdateDatabase } from "../lib/database.ts";
 import { runScript } from "../lib/internal/cli.ts";
-import { addDifferences, requireSchema } from "../lib/schema.ts";
+import { messageOf, SyncError } from "../lib/internal/errors.ts";
+import { readSchema, requireSchema } from "../lib/schema.ts";
 
 const manual = {
   name: "init-db",
@@ -38,15 +39,40 @@ const manual = {
 
 await runScript(manual, async ({ databasePath: path }) => {
   const isNew = !existsSync(path);
-  // SQLite itself says what is missing: lib/schema.sql runs in an empty database, and the two are
+  // SQLite itself says what differs: lib/schema.sql runs in an empty database, and the two are
   // compared.
   const texts = await createOrUpdateDatabase(path, (db, differences) => {
     // A missing column that holds a field of Square may have been renamed. Only a person knows.
     requireSchema(differences, path, true);
-    // Add missing columns of the kit's own state, then the tables, triggers and indexes.
-    addDifferences(db, differences);
-    return differences.map(({ text }) => text);
+    // Create the tables and triggers that do not exist, then add the columns and indexes.
+    db.exec(readSchema());
+    for (const { statement } of differences) {
+      try {
+        if (statement !== undefined) db.run(statement);
+      } catch (error) {
+        // For example two rows with the same id, which a UNIQUE index does not accept.
+        const message = `Cannot run ${statement}: ${messageOf(error)}`;
+        throw new SyncError("failed", message, "correct these rows, and run it again");
+      }
+    }
+
+    const texts = differences.map(({ text }) => text);
+    // Version 2 showed a complete pull only by its watermark, and an opt-out that Square does not
+    // have only by a note. Files of version 1 have no account, but each run has its environment.
+    if (texts.includes("sync_runs has no column complete"))
+      db.run("UPDATE sync_runs SET complete = 1 WHERE watermark = started_at");
+    if (texts.includes("customers has no column edited_at"))
+      db.run(`UPDATE customers SET edited_at = synced_at, push_error = NULL
+        WHERE push_error LIKE 'email_unsubscribed is 1 only in this file%'`);
+    if (texts.length > 0)
+      db.run(`INSERT OR IGNORE INTO square_account (only_row, environment)
+        SELECT 1, environment FROM sync_runs ORDER BY id DESC LIMIT 1`);
+    // Without the customers that they read, the earlier runs prove nothing.
+    if (texts.includes("it has no table customers"))
+      db.run("UPDATE sync_runs SET watermark = NULL, complete = 0");
+    return texts;
   });
+
   const added = texts.length > 0 ? `added what was missing (${texts.join("; ")})` : "";
   return {
     summary: isNew

@@ -31,12 +31,13 @@ import {
   lookUpCustomers,
   markGone,
   readLiveCustomers,
+  requireCompletePull,
 } from "../lib/deleted.ts";
 import { count, flag, formatNumber, runScript } from "../lib/internal/cli.ts";
 import { SyncError } from "../lib/internal/errors.ts";
 import { buildRow, type CustomerRow } from "../lib/mapping.ts";
 import type { Filter } from "../lib/paging.ts";
-import { formatCounts, pickCounts, recordRun, requireCompletePull } from "../lib/runs.ts";
+import { formatCounts, pickCounts, recordRun } from "../lib/runs.ts";
 import { formatTime, SEARCH_LAG_MS } from "../lib/window.ts";
 
 const SCRIPT = "pull-deleted";

@@ -46,7 +46,6 @@ const manual = {
 await runScript(manual, async (context) => {
   const { options, databasePath, startedAt } = context;
   const { concurrency } = options;
-  const { square, account } = await connect(context, concurrency);
 
   // Square's search shows a customer some seconds or minutes late. The window therefore starts five
   // minutes before the watermark. Reading a customer twice is harmless, because rows are matched by
@@ -57,6 +56,9 @@ await runScript(manual, async (context) => {
   const watermark = await readDatabase(databasePath, (db) => readUpdateWatermark(db, SCRIPT));
   const window = resolveWindow(options, watermark, startedAt);
 
+  // Creates the client, and checks that the token belongs to the seller of the file.
+  const { square, account } = await connect(context, concurrency);
+
   // The filter of the SearchCustomers request. To leave customers out, add a condition here, for
   // example creationSource: { values: ["INSTANT_PROFILE"], rule: "EXCLUDE" }.
   const filter: Filter = { updatedAt: buildTimeRange(window) };
@@ -65,10 +67,8 @@ await runScript(manual, async (context) => {
   // here and the file is unchanged. Treating it as an empty page would silently lose customers.
   const customers = new Map<string, CustomerRow>();
   let missingCount = 0;
-  for await (const page of searchCustomers(square, filter, {
-    concurrency,
-    divideUntil: startedAt,
-  })) {
+  const search = { concurrency, divideUntil: startedAt }; // see lib/parallel.ts
+  for await (const page of searchCustomers(square, filter, search)) {
     // A customer that is edited during the search can be on two pages. Keep the newer version.
     for (const customer of page.customers) keepLatestVersion(customers, buildRow(customer));
     // Each page has the number of customers that Square has counted and not returned so far. After

@@ -61,7 +61,7 @@ export interface Manual<O extends OptionSet> {
 
 /** The settings of a run, and the functions that report to the user. */
 export interface RunContext {
-  /** The name of the script, for example `pull-created`. */
+  /** For example `pull-created`. */
   script: string;
   /** The path of the SQLite file, as the user wrote it. */
   databasePath: string;
@@ -80,7 +80,7 @@ export type ScriptContext<O extends OptionSet> = RunContext & {
   options: InferredOptionTypes<O & typeof COMMON_OPTIONS>;
 };
 
-/** The result of a run, as the main function returns it. */
+/** The result of a run: what is printed to stdout, and lines for stderr. */
 export interface Result {
   /** One line for the user, printed after the name of the script. */
   summary: string;
@@ -90,27 +90,21 @@ export interface Result {
   data?: string;
   /** A table that is printed above the summary. Its first row is the header. */
   table?: readonly (readonly string[])[];
-  /** Lines for stderr that are printed with --quiet too. */
+  /** Printed with --quiet too. */
   warnings?: readonly string[];
-  /** Lines for stderr that are printed with --verbose only, for example one for each changed row. */
+  /** Printed with --verbose only, for example one line for each changed row. */
   details?: () => readonly string[];
-  /** Lines for stderr that are not printed with --quiet, for example why a row was refused. */
+  /** Not printed with --quiet, for example why a row was refused. */
   reasons?: readonly string[];
-  /**
-   * What waits for a person, for example `2 refused, 1 held`. The exit code is then 3, so that a
-   * scheduler can report it. The text is printed with --quiet, instead of `reasons`.
-   */
+  /** What waits for a person, for example `2 refused, 1 held`. The exit code is then 3. */
   waiting?: string;
-  /** Printed to stderr after `Try: `, except with --quiet. */
+  /** Printed after `Try: `, except with --quiet. */
   nextStep?: string;
   /** The error of a run that did only a part of its work. It is reported after the summary. */
   error?: SyncError | undefined;
 }
 
-/**
- * Runs a script and ends the process. The summary is printed to stdout and an error to stderr. The
- * exit code shows whether the run succeeded.
- */
+/** Runs a script, prints its result or its error, and ends the process with the exit code. */
 export async function runScript<const O extends OptionSet>(
   manual: Manual<O>,
   main: (context: ScriptContext<O>) => Promise<Result>,
@@ -137,7 +131,7 @@ export async function runScript<const O extends OptionSet>(
     const error = describeError(thrown);
     printError(`${manual.name}: ${error.message}`);
     printError(`Try: ${error.nextStep}`);
-    if (printer.isVerbose) for (const line of listStackTraces(error)) printError(line);
+    if (process.argv.includes("--verbose")) listStackTraces(error).forEach(printError);
     exitCode = EXIT_CODES[error.kind];
   }
   await write(process.stderr, "");
@@ -154,20 +148,17 @@ async function execute<O extends OptionSet>(
   const startedAt = Date.now();
   const options = await parseCommandLine(manual);
   const { json = false, quiet = false, verbose = false } = options;
-  printer.isVerbose = verbose;
-  const { databasePath, square, warnings } = await readConfiguration(options.db, needsSquare);
-  if (square.token.length >= MIN_TOKEN_LENGTH) printer.token = square.token;
   const warn = (text: string) => printError(`${name}: ${text}`);
-  warnings.forEach(warn);
+  const { databasePath, square } = await readConfiguration(options.db, needsSquare, warn);
   // On a terminal, retries are printed without --verbose too. Otherwise a wait of half a minute
   // would look like a script that hangs.
-  const showsRetries = verbose || (process.stderr.isTTY && !quiet);
-  const onRetry = showsRetries ? warn : undefined;
+  const isOnTerminal = process.stderr.isTTY && !quiet;
+  const onRetry = verbose || isOnTerminal ? warn : undefined;
   const traffic = { requests: 0, retries: 0, unanswered: 0, squareTime: undefined, onRetry };
   const showProgress = (text: string): void => {
-    if (quiet || !process.stderr.isTTY) return;
+    if (!isOnTerminal) return;
     process.stderr.write(`${CLEAR_LINE}${text}`);
-    printer.hasProgress = true;
+    hasProgress = true;
   };
   const context = { script: name, databasePath, square, startedAt, traffic, warn, showProgress };
 
@@ -176,10 +167,10 @@ async function execute<O extends OptionSet>(
   });
 
   hideProgress();
-  const { data, table = [], details, reasons = [], waiting, nextStep, error } = result;
+  const { data, table = [], waiting, nextStep, error } = result;
   result.warnings?.forEach(warn);
-  if (verbose) details?.().forEach(warn);
-  if (!quiet) reasons.forEach(warn);
+  if (verbose) result.details?.().forEach(warn);
+  if (!quiet) result.reasons?.forEach(warn);
   const summary = formatSummary(context, result.summary);
   if (json) {
     const { requests, retries } = traffic;
@@ -228,20 +219,17 @@ function describeError(error: unknown): SyncError {
 /** Lists the stack traces of an error and its causes, line by line. */
 function listStackTraces(error: unknown): string[] {
   return listErrorChain(error).flatMap((cause) => {
-    const stack = cause.stack ?? messageOf(cause);
+    const { name, message, stack = message } = cause;
     // An error of the SDK repeats the reply in its message. The reply can contain the data of a
     // customer, so it is not printed.
-    const isFromSdk = "body" in cause || cause.name === "JsonError";
-    return (isFromSdk ? stack.replace(cause.message, "(not printed)") : stack).split("\n");
+    const isFromSdk = "body" in cause || name === "JsonError";
+    return (isFromSdk ? stack.replace(message, "(not printed)") : stack).split("\n");
   });
 }
 
 // ---- Options ----
 
-/**
- * Parses the command line. For --help and --version, yargs prints the text and ends the process.
- * @throws SyncError (usage)
- */
+/** Parses the command line. For --help and --version, yargs prints the text and ends the process. */
 async function parseCommandLine<O extends OptionSet>(
   manual: Manual<O>,
 ): Promise<ScriptContext<O>["options"]> {
@@ -250,9 +238,10 @@ async function parseCommandLine<O extends OptionSet>(
   const words = process.argv.slice(2).filter((word) => word !== "--");
   const allOptions: OptionSet = { ...options, ...COMMON_OPTIONS };
   const known = [...Object.keys(allOptions), "help", "version"];
+  rejectOptionTakenByNpm(name, known);
   // Loaded here, because loading yargs takes longer than everything else at the start of a script.
   const { default: yargs } = await import("yargs");
-  const parser = yargs(words)
+  const parsed: unknown = await yargs(words)
     .scriptName(name)
     .version(VERSION)
     .usage(`${name} ${purpose}`)
@@ -283,39 +272,36 @@ async function parseCommandLine<O extends OptionSet>(
       const problems = unknown?.map((word) => describeUnknown(word, words, known)) ?? [message];
       const text = `Cannot use these options: ${problems.join("; ")}`;
       throw new SyncError("usage", text, "--help shows them all");
-    });
-  rejectOptionTakenByNpm(name, known);
-  const parsed: unknown = await parser.parseAsync();
+    })
+    .parseAsync();
   // yargs has checked the values against the types of allOptions.
   return parsed as ScriptContext<O>["options"];
 }
 
-/** Describes a word that is not a known option. yargs returns it without dashes and value. */
+/** Describes a word that yargs does not know. yargs returns an option without its dashes. */
 function describeUnknown(word: string, words: string[], known: string[]): string {
-  const written = words.find((one) => /^-/.test(one) && one.replace(/^-+|=.*$/gs, "") === word);
-  if (written === undefined) return `unknown word ${JSON.stringify(word)}`;
-  // The nearest option has the largest share of letters that follow each other in the word too.
-  const pairs = [...word].map((_, index) => word.slice(index, index + 2));
-  const score = (option: string) =>
-    pairs.filter((pair) => option.includes(pair)).length / option.length;
-  const [nearest] = known.sort((one, other) => score(other) - score(one));
-  return `unknown option ${written.replace(/=.*$/s, "")}; did you mean --${nearest}?`;
+  if (words.includes(word)) return `unknown word ${JSON.stringify(word)}`;
+  // The nearest option is the one that has the longest beginning in common with the word.
+  let start = word.toLowerCase().replace(/^no-/, "");
+  while (!known.some((option) => option.startsWith(start))) start = start.slice(0, -1);
+  const nearest = known.find((option) => option.startsWith(start));
+  return `unknown option ${word.length === 1 ? "-" : "--"}${word}; did you mean --${nearest}?`;
 }
 
 /**
  * Rejects an option that npm has taken. `npm run push-new --dry-run` passes the option to npm and
  * not to the script, and so does PowerShell with `npm run push-new -- --dry-run`. Without this
- * check, the script would push. npm stores such an option in a variable of the environment, for
- * example npm_config_dry_run.
+ * check, the script would push. npm stores the option in the variable npm_config_dry_run.
  */
 function rejectOptionTakenByNpm(name: string, known: string[]): void {
-  // Every script rejects --dry-run: `npm run sync` runs four scripts, and the last one is push-new.
   // Compare without the dashes, because --dryrun is a common mistake.
   const normalize = (option: string) => option.replace(/[-_]/g, "").toLowerCase();
   const taken = Object.keys(process.env)
     .filter((variable) => variable.startsWith("npm_config_"))
-    .map((variable) => normalize(variable.slice("npm_config_".length)));
-  const option = [...known, "dry-run"].find((one) => taken.includes(normalize(one)));
+    .map(normalize);
+  // Every script rejects --dry-run: `npm run sync` runs four scripts, and the last one is push-new.
+  const all = [...known, "dry-run"];
+  const option = all.find((one) => taken.includes(normalize(`npm_config_${one}`)));
   if (option !== undefined)
     throw new SyncError(
       "usage",
@@ -349,48 +335,41 @@ export function count(option: string, describe: string, max: number = 1_000_000_
 
 // ---- Output ----
 
-// A text that no line contains.
-const NO_TOKEN = "\0";
-
-// A shorter token is not hidden, because it could be a part of ordinary words.
-const MIN_TOKEN_LENGTH = 8;
-
 // Moves the cursor of a terminal to the start of its line, and erases the line.
 const CLEAR_LINE = "\r\u001b[K";
 
-// What printing needs to know. The properties are set as soon as their values are known.
-const printer = { token: NO_TOKEN, isVerbose: false, hasProgress: false };
+// True while the last line of the terminal is the progress.
+let hasProgress = false;
 
+/** Prints a line to stderr. An error is ignored, because stderr is where it would be reported. */
 function printError(line: string): void {
   hideProgress();
-  // An error is ignored, because stderr is where it would be reported.
-  write(process.stderr, `${makePrintable(line)}\n`).catch(() => {});
+  process.stderr.write(`${makePrintable(line)}\n`);
 }
 
-/** Removes the line with the progress, so that another text can take its place. */
+/** Erases the line with the progress, so that another text can take its place. */
 function hideProgress(): void {
-  if (printer.hasProgress) process.stderr.write(CLEAR_LINE);
-  printer.hasProgress = false;
+  if (hasProgress) process.stderr.write(CLEAR_LINE);
+  hasProgress = false;
 }
 
 /**
- * Makes a line safe to print: it hides the token, and escapes control characters, with which a text
- * of Square or of the file could control the terminal or imitate a line of a log.
+ * Makes a line safe to print. It hides a token, which can stand among the options by mistake, and
+ * escapes control characters, with which a text of Square or of the file could control the terminal
+ * or imitate a line of a log.
  */
 function makePrintable(line: string): string {
-  // A token can stand among the options by mistake. Square's begin with EAAA.
   return line
-    .replaceAll(printer.token, "(the token)")
-    .replace(/EAAA[\w-]{40,}/g, "(the token)")
+    .replace(/EAAA[\w-]{40,}/g, "(the token)") // Square's tokens begin with EAAA.
     .replace(
       /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
       (one) => `\\u${one.codePointAt(0)?.toString(16).padStart(4, "0")}`,
     );
 }
 
-/** Writes to a stream, and waits until the text is written. A pipe that `head` closed is no error. */
-async function write(stream: NodeJS.WriteStream, text: string): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
+/** Writes to a stream, and waits until it is written. A pipe that `head` closed is not an error. */
+function write(stream: NodeJS.WriteStream, text: string): Promise<void> {
+  return new Promise((resolve, reject) => {
     stream.write(text, (error) => {
       if (error && codeOf(error) !== "EPIPE") reject(error);
       else resolve();
@@ -398,10 +377,7 @@ async function write(stream: NodeJS.WriteStream, text: string): Promise<void> {
   });
 }
 
-/**
- * Formats the summary line. When stdout is not a terminal, the line is usually added to a log, so it
- * gets the time and the file too.
- */
+/** Formats the summary line. In a log, which is not a terminal, it gets the time and the file too. */
 function formatSummary({ script, databasePath, square }: RunContext, summary: string): string {
   const { isTTY } = process.stdout;
   const places = [square.environment, isTTY ? "" : databasePath].filter((place) => place !== "");

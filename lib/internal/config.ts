@@ -2,8 +2,8 @@
  * Reads the configuration from --db, the environment and the file `.env`, and checks all of it
  * before a script does any work.
  */
-import { readFileSync } from "node:fs";
-import { codeOf, SyncError } from "./errors.ts";
+import { readFileSync, statSync } from "node:fs";
+import { SyncError } from "./errors.ts";
 
 /**
  * The URLs of Square by environment. They are repeated here, because loading the SDK takes about a
@@ -14,28 +14,13 @@ export const SQUARE_HOSTS = new Map([
   ["sandbox", "https://connect.squareupsandbox.com"],
 ]);
 
-const DEFAULT_DATABASE = "database.db";
-
-// The default is not production, so that no run changes real customers by accident.
-const DEFAULT_ENVIRONMENT = "sandbox";
-
-const LOOPBACK_HOST = /^(localhost|127(\.\d+){3}|\[::1\])$/;
-
-/** The Square account that a run works with. */
+/** The Square account that a run works with. All are empty for a script that does not use Square. */
 export interface SquareSettings {
   /** `sandbox`, `production`, or `offline` if SQUARE_BASE_URL names another server. */
   environment: string;
   token: string;
   /** For example `https://connect.squareup.com`, without a slash at the end. */
   baseUrl: string;
-}
-
-export interface Configuration {
-  databasePath: string;
-  /** All values are empty for a script that does not use Square. */
-  square: SquareSettings;
-  /** What is allowed, but probably a mistake. */
-  warnings: string[];
 }
 
 /**
@@ -47,7 +32,8 @@ export interface Configuration {
 export async function readConfiguration(
   dbOption: string | undefined,
   needsSquare: boolean,
-): Promise<Configuration> {
+  warn: (text: string) => void,
+): Promise<{ databasePath: string; square: SquareSettings }> {
   const file = await readEnvFile();
   const problems: string[] = [];
   const read = (name: string): string => {
@@ -57,30 +43,30 @@ export async function readConfiguration(
     return value;
   };
 
-  const databasePath = dbOption ?? (read("DATABASE_PATH") || DEFAULT_DATABASE);
+  const databasePath = dbOption ?? (read("DATABASE_PATH") || "database.db");
   // A script would create a file with exactly this name.
   if (/^$|^~|^\$|^:memory:$|^file:/.test(databasePath))
     problems.push("the path of the database is not the path of a file");
-  let square: SquareSettings = { environment: "", token: "", baseUrl: "" };
-  const warnings: string[] = [];
+  const square = { environment: "", token: "", baseUrl: "" };
   if (needsSquare) {
-    const token = read("SQUARE_ACCESS_TOKEN");
-    const environment = read("SQUARE_ENVIRONMENT") || DEFAULT_ENVIRONMENT;
-    const url = read("SQUARE_BASE_URL");
-    if (token === "") problems.push("SQUARE_ACCESS_TOKEN is not set");
-    else if (!/^[\x21-\x7e]+$/.test(token))
+    square.token = read("SQUARE_ACCESS_TOKEN");
+    if (square.token === "") problems.push("SQUARE_ACCESS_TOKEN is not set");
+    else if (!/^[\x21-\x7e]+$/.test(square.token))
       problems.push("SQUARE_ACCESS_TOKEN contains a space, a line break or an invalid character");
-    const host = SQUARE_HOSTS.get(environment);
+    // The default is not production, so that no run changes real customers by accident.
+    square.environment = read("SQUARE_ENVIRONMENT") || "sandbox";
+    const host = SQUARE_HOSTS.get(square.environment);
     if (host === undefined) problems.push("SQUARE_ENVIRONMENT must be sandbox or production");
-    if (url !== "") problems.push(...checkBaseUrl(url));
-    if (url !== "" && environment === "production")
-      warnings.push(
-        "SQUARE_BASE_URL is set, so SQUARE_ENVIRONMENT=production is ignored: remove it to reach Square",
-      );
-    square =
-      url === ""
-        ? { environment, token, baseUrl: host ?? "" }
-        : { environment: "offline", token, baseUrl: url.replace(/\/+$/, "") };
+    const url = read("SQUARE_BASE_URL");
+    square.baseUrl = url === "" ? (host ?? "") : url.replace(/\/+$/, "");
+    if (url !== "") {
+      problems.push(...checkBaseUrl(url));
+      if (square.environment === "production")
+        warn(
+          "SQUARE_BASE_URL is set, so SQUARE_ENVIRONMENT=production is ignored: remove it to reach Square",
+        );
+      square.environment = "offline";
+    }
   }
   if (problems.length > 0)
     throw new SyncError(
@@ -88,13 +74,13 @@ export async function readConfiguration(
       `Cannot start: ${problems.join("; ")}`,
       "correct .env in this folder, or the environment, which overrides it; README.md shows both",
     );
-  return { databasePath, square, warnings };
+  return { databasePath, square };
 }
 
 function checkBaseUrl(value: string): string[] {
-  const url = new URL(URL.canParse(value) ? value : "invalid:");
-  const isLocal = url.protocol === "http:" && LOOPBACK_HOST.test(url.hostname);
-  if (url.protocol !== "https:" && !isLocal)
+  const url = URL.canParse(value) ? new URL(value) : undefined;
+  const isLocal = /^(localhost|127(\.\d+){3}|\[::1\])$/.test(url?.hostname ?? "");
+  if (url?.protocol !== "https:" && !(url?.protocol === "http:" && isLocal))
     return ["SQUARE_BASE_URL must be an https:// URL (http:// only for localhost)"];
   // With SQUARE_BASE_URL, the environment is named offline. With a URL of Square, that would be
   // wrong, and the run would work on real customers.
@@ -104,20 +90,13 @@ function checkBaseUrl(value: string): string[] {
 }
 
 async function readEnvFile(): Promise<Record<string, string>> {
-  let bytes: Uint8Array;
-  try {
-    bytes = readFileSync(".env");
-  } catch (error) {
-    // Without the file, and for a folder with this name, all settings come from the environment.
-    if (["ENOENT", "EISDIR"].includes(codeOf(error))) return {};
-    throw error;
-  }
+  // Without the file, and for a folder with this name, all settings come from the environment.
+  if (statSync(".env", { throwIfNoEntry: false })?.isDirectory() ?? true) return {};
+  const text = new TextDecoder().decode(readFileSync(".env"));
+  // U+FFFD replaces bytes that are not UTF-8. UTF-16 from PowerShell has a NUL in each letter.
+  if (text.includes("\ufffd") || text.includes("\0"))
+    throw new SyncError("usage", "Cannot start: .env is not UTF-8 text", "save it again as UTF-8");
   // Loaded here, because a run without the file .env does not need it.
   const { parse } = await import("dotenv");
-  try {
-    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-    // UTF-16, as PowerShell writes it, has a NUL in each letter.
-    if (!text.includes("\0")) return parse(text);
-  } catch {}
-  throw new SyncError("usage", "Cannot start: .env is not UTF-8 text", "save it again as UTF-8");
+  return parse(text);
 }

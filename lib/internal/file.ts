@@ -1,14 +1,13 @@
 /**
  * Changes a file in one short step. sql.js works on a copy of the file in memory, and other programs
- * do not see that it uses the file. Without this step, three things could go wrong:
+ * do not see that it uses the file. So a step prevents three things:
  *
- * - A crash could leave a half-written file. So the new content is written to `<path>.tmp`, flushed,
- *   and renamed.
- * - Two scripts could each save their own copy, and the last one would win. So `<path>.tmp` is
- *   created exclusively before the file is read. It is also the lock.
- * - A save could erase what another program wrote meanwhile. So the file is compared right before
- *   the rename, and it is left alone while SQLite's -wal, -shm or -journal file shows that another
- *   program has it open.
+ * - A crash leaves a half-written file. The new content is written to `<path>.tmp`, flushed, and
+ *   renamed.
+ * - Two scripts save their own copies, and the last one wins. `<path>.tmp` is created exclusively
+ *   before the file is read, so it is also the lock.
+ * - A save erases what another program wrote meanwhile. The file is compared right before the
+ *   rename, and left alone while a -wal, -shm or -journal file shows that it is in use.
  *
  * Hand-written because write-file-atomic and atomically use random temporary names and need
  * --allow-sys, which fail under Deno's narrow permissions, and proper-lockfile does not see a
@@ -27,17 +26,17 @@ const LOCK_WAIT_MS = 65_000;
 const PROGRAM_WAIT_MS = 5_000;
 const POLL_MS = 50;
 
-// The header of a rollback journal. After a transaction, it is all zeros or the file is gone.
-const JOURNAL_HEADER_BYTES = 28;
+/** Computes what to save from the content of the file. With `undefined`, nothing is saved. */
+type Change<T> = (bytes: Uint8Array) => { result: T; content: Uint8Array | undefined };
 
-/** The result of an attempt, or who has the file in use, so that the attempt is made again. */
-type Attempt<T> = { result: T } | { busy: "another script" | "another program" };
+/** Ends an attempt, because another script or program uses the file. `repeat` makes the next one. */
+class FileInUse extends Error {
+  maxWaitMs: number;
 
-/** The content of a file, and what identifies it. */
-interface Content {
-  /** Empty for a file that does not exist. */
-  bytes: Uint8Array<ArrayBuffer>;
-  fingerprint: string;
+  constructor(user: string, maxWaitMs: number) {
+    super(`${user} has it open`);
+    this.maxWaitMs = maxWaitMs;
+  }
 }
 
 /**
@@ -45,176 +44,144 @@ interface Content {
  * @throws SyncError (temporary) if another program has it open for more than five seconds
  */
 export async function readFile(path: string): Promise<Uint8Array> {
-  const target = resolvePath(path);
-  return (await repeat(path, () => readOnce(target))).bytes;
+  const { bytes } = await repeat(path, readOnce);
+  return bytes;
 }
 
 /**
  * Reads a file, lets `change` compute the new content, and replaces the file. If the script is
- * killed, the path has either the old file or the new one. `change` runs again if another program
- * has changed the file meanwhile, so it must not have effects of its own.
- * @param change returns the content to save; undefined = do not save
+ * killed, the path has either the old file or the new one.
+ * @param change runs again if another program has changed the file meanwhile, so it must have no
+ *   effects outside its result
  * @throws SyncError (temporary) if the file stays in use, and what `change` throws
  */
-export async function changeFile<T>(
-  path: string,
-  change: (bytes: Uint8Array) => { result: T; content: Uint8Array | undefined },
-): Promise<T> {
-  const target = resolvePath(path);
-  return await repeat(path, () => changeOnce(target, change));
+export async function changeFile<T>(path: string, change: Change<T>): Promise<T> {
+  return await repeat(path, (target) => changeOnce(target, change));
 }
 
 /** Repeats an attempt while the file is in use. */
-async function repeat<T>(path: string, attempt: () => Attempt<T>): Promise<T> {
-  let waitsFor = "";
-  let waitsSince = 0;
+async function repeat<T>(path: string, attempt: (target: string) => T): Promise<T> {
+  const startedAt = performance.now();
   for (;;) {
-    let outcome: Attempt<T>;
     try {
-      outcome = attempt();
+      return attempt(resolvePath(path));
     } catch (error) {
-      throw createFileError(path, error);
+      if (!(error instanceof FileInUse)) throw createFileError(path, error);
+      if (performance.now() - startedAt > error.maxWaitMs)
+        throw new SyncError(
+          "temporary",
+          `Cannot use "${path}": ${error.message}`,
+          "close that program, or run it again later; if none is running: VACUUM in sqlite3",
+        );
     }
-    if ("result" in outcome) return outcome.result;
-    const { busy } = outcome;
-    if (busy !== waitsFor) waitsSince = performance.now();
-    waitsFor = busy;
-    const limit = busy === "another script" ? LOCK_WAIT_MS : PROGRAM_WAIT_MS;
-    if (performance.now() - waitsSince > limit)
-      throw new SyncError(
-        "temporary",
-        `Cannot use "${path}": ${busy} has it open`,
-        "close that program, or run it again later; if none is running: VACUUM in sqlite3",
-      );
     await sleep(POLL_MS);
   }
 }
 
 /** Makes one attempt to change the file. It is synchronous, so a signal cannot interrupt it. */
-function changeOnce<T>(
-  target: string,
-  change: (bytes: Uint8Array) => { result: T; content: Uint8Array | undefined },
-): Attempt<T> {
-  const temporary = `${target}.tmp`;
-  const handle = createLock(temporary);
-  if (handle === undefined) return { busy: "another script" };
-  const created = fs.fstatSync(handle, { bigint: true });
-  // If this computer slept during the step, another script can have taken the lock for a leftover
-  // and replaced it. Then the name belongs to the other script's file, which may be empty still.
-  const isOwnLock = (): boolean => {
-    const current = fs.statSync(temporary, { bigint: true, throwIfNoEntry: false });
-    return current !== undefined && current.ino === created.ino && current.dev === created.dev;
-  };
+function changeOnce<T>(target: string, change: Change<T>): T {
+  const lock = `${target}.tmp`;
+  const handle = createLock(lock);
   try {
-    const read = readOnce(target);
-    if ("busy" in read) return read;
-    const { bytes, fingerprint } = read.result;
+    const { bytes, fingerprint } = readOnce(target);
     const { result, content } = change(bytes);
-    if (content === undefined) return { result };
+    if (content === undefined) return result;
     fs.writeFileSync(handle, content);
-    copyAccess(target, temporary);
+    copyAccess(target, lock);
     // Flush the content before the rename. Otherwise the disk can store the new name first, and
     // after a power failure the file would be empty.
     fs.fsyncSync(handle);
     // Compare as late as possible, because everything before this takes time.
-    if (!isOwnLock()) return { busy: "another script" };
-    if (readFingerprint(target) !== fingerprint) return { busy: "another program" };
-    if (!rename(temporary, target)) return { busy: "another program" };
+    if (!isStillAt(lock, handle)) throw new FileInUse("another script", LOCK_WAIT_MS);
+    requireFingerprint(target, fingerprint);
+    rename(lock, target);
     flushFolder(dirname(target));
-    return { result };
+    return result;
   } finally {
-    const isOwn = isOwnLock();
+    // After a rename, or if another script has replaced the lock, there is nothing to remove.
+    if (isStillAt(lock, handle)) fs.rmSync(lock);
     fs.closeSync(handle);
-    if (isOwn) fs.rmSync(temporary);
   }
 }
 
-/** Creates the lock, and returns its handle; undefined if another script has it. */
-function createLock(temporary: string): number | undefined {
+/** Creates the lock and returns its handle. */
+function createLock(lock: string): number {
   try {
-    return fs.openSync(temporary, "wx", 0o600);
+    return fs.openSync(lock, "wx", 0o600);
   } catch (error) {
     if (codeOf(error) !== "EEXIST") throw error;
+    // A wrong guess, for example after a change of the clock, is harmless: its owner compares the
+    // lock before it renames, and begins again.
+    const stats = fs.statSync(lock, { throwIfNoEntry: false });
+    if (stats !== undefined && Math.abs(Date.now() - stats.mtimeMs) > LEFTOVER_MS)
+      fs.rmSync(lock, { force: true });
+    throw new FileInUse("another script", LOCK_WAIT_MS);
   }
-  const lock = fs.statSync(temporary, { throwIfNoEntry: false });
-  // A wrong guess, for example after a change of the clock, is harmless: its owner compares the
-  // lock before it renames, and begins again.
-  if (lock !== undefined && Math.abs(Date.now() - lock.mtimeMs) > LEFTOVER_MS)
-    fs.rmSync(temporary, { force: true });
-  return undefined;
-}
-
-function readOnce(target: string): Attempt<Content> {
-  const fingerprint = readFingerprint(target);
-  // A copy, because sql.js writes to the array that it is given.
-  const bytes =
-    fingerprint === "missing" ? new Uint8Array() : new Uint8Array(fs.readFileSync(target));
-  // If another program wrote during the reading, the bytes can be partly old and partly new.
-  const isUnchanged = fingerprint !== undefined && readFingerprint(target) === fingerprint;
-  return isUnchanged ? { result: { bytes, fingerprint } } : { busy: "another program" };
 }
 
 /**
- * Identifies the content of a file by its size, inode and times, which change with every commit of
- * any program.
- * @returns `missing` for a file that does not exist; undefined while another program has it open
+ * True if a path still leads to the file that was opened. If this computer slept during the step,
+ * another script can have taken the lock for a leftover, and the path leads to its new lock.
  */
-function readFingerprint(target: string): string | undefined {
+function isStillAt(path: string, handle: number): boolean {
+  const opened = fs.fstatSync(handle, { bigint: true });
+  const current = fs.statSync(path, { bigint: true, throwIfNoEntry: false });
+  return current?.ino === opened.ino && current.dev === opened.dev;
+}
+
+function readOnce(target: string) {
+  const fingerprint = readFingerprint(target);
+  // A copy, because sql.js writes to the array that it is given.
+  const bytes = new Uint8Array(fingerprint === "missing" ? [] : fs.readFileSync(target));
+  // If another program wrote during the reading, the bytes can be partly old and partly new.
+  requireFingerprint(target, fingerprint);
+  return { bytes, fingerprint };
+}
+
+function requireFingerprint(target: string, fingerprint: string): void {
+  if (readFingerprint(target) !== fingerprint)
+    throw new FileInUse("another program", PROGRAM_WAIT_MS);
+}
+
+/** Identifies the content of a file by what changes with every commit of any program. */
+function readFingerprint(target: string): string {
   // Committed rows can be in the -wal file only, which sql.js does not read. Besides, SQLite would
   // later copy the old -wal or -journal file into a file that replaced this one.
   const isOpen = fs.existsSync(`${target}-wal`) || fs.existsSync(`${target}-shm`);
-  if (isOpen || hasLiveJournal(`${target}-journal`)) return undefined;
+  const journal = `${target}-journal`;
+  const header = fs.existsSync(journal) ? fs.readFileSync(journal).subarray(0, 28) : [];
+  // After a transaction, a journal is deleted, empty, or has a header of zeros. SQLite writes the
+  // first 12 of its 28 bytes last, so they are 0 in an open transaction too.
+  if (isOpen || header.some((byte) => byte !== 0))
+    throw new FileInUse("another program", PROGRAM_WAIT_MS);
   const stats = fs.statSync(target, { bigint: true, throwIfNoEntry: false });
   if (stats === undefined) return "missing";
   return [stats.size, stats.ino, stats.mtimeNs, stats.ctimeNs].join(" ");
 }
 
-/** True if a journal belongs to an unfinished transaction. A finished one is empty or zeroed. */
-function hasLiveJournal(journal: string): boolean {
-  if (!fs.existsSync(journal)) return false;
-  const handle = fs.openSync(journal, "r");
-  try {
-    // SQLite writes the first 12 bytes last, so they are 0 in an open transaction too.
-    const header = new Uint8Array(JOURNAL_HEADER_BYTES);
-    fs.readSync(handle, header);
-    return header.some((byte) => byte !== 0);
-  } finally {
-    fs.closeSync(handle);
-  }
-}
-
-/**
- * Gives the temporary file the mode, owner and group of the file that it will replace. A new file
- * keeps 0600, because it has personal data.
- */
+/** Gives the temporary file the mode, owner and group of the file that it will replace. */
 function copyAccess(target: string, temporary: string): void {
   const old = fs.statSync(target, { throwIfNoEntry: false });
-  if (old === undefined) return;
+  if (old === undefined) return; // A new file keeps 0600, because it has personal data.
   if ((old.mode & 0o200) === 0)
     throw new SyncError("failed", `Cannot save "${target}": it is read-only`, "make it writable");
-  const { uid, gid } = fs.statSync(temporary);
-  // Only root may change the owner, and only a member of a group may give it a file. An owner or
-  // group that cannot be kept is no reason to stop.
-  const attempts = [
-    () => old.gid !== gid && fs.chownSync(temporary, uid, old.gid),
-    () => old.uid !== uid && fs.chownSync(temporary, old.uid, old.gid),
-    () => fs.chmodSync(temporary, old.mode & 0o777),
-  ];
-  for (const attempt of attempts) {
-    try {
-      attempt();
-    } catch {}
+  try {
+    fs.chmodSync(temporary, old.mode & 0o777);
+    fs.chownSync(temporary, fs.statSync(temporary).uid, old.gid);
+    fs.chownSync(temporary, old.uid, old.gid);
+  } catch {
+    // Only a member of the group may keep the group, and only root may keep another owner. A save
+    // does not fail because of that.
   }
 }
 
-/** Renames a file. Returns false if Windows refuses it because a viewer has the target open. */
-function rename(from: string, to: string): boolean {
+function rename(from: string, to: string): void {
   try {
     fs.renameSync(from, to);
-    return true;
   } catch (error) {
-    if (["EPERM", "EACCES", "EBUSY"].includes(codeOf(error))) return false;
-    throw error;
+    // Windows refuses a rename while a viewer has the target open.
+    if (!["EPERM", "EACCES", "EBUSY"].includes(codeOf(error))) throw error;
+    throw new FileInUse("another program", PROGRAM_WAIT_MS);
   }
 }
 
@@ -234,13 +201,10 @@ function flushFolder(folder: string): void {
  * would replace the link, and the file that it points to would keep the old content.
  */
 function resolvePath(path: string): string {
-  try {
-    const isLink = fs.lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() ?? false;
-    const target = isLink ? fs.realpathSync(path) : path;
-    if (fs.statSync(target, { throwIfNoEntry: false })?.isFile() ?? true) return target;
-  } catch (error) {
-    throw createFileError(path, error);
-  }
+  const isLink = fs.lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() ?? false;
+  const target = isLink ? fs.realpathSync(path) : path;
+  const stats = fs.statSync(target, { throwIfNoEntry: false });
+  if (stats === undefined || stats.isFile()) return target;
   throw new SyncError("usage", `Cannot use "${path}": it is not a file`, "another file with --db");
 }
 

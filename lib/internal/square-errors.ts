@@ -25,25 +25,20 @@ export function hasCategory(errors: SquareErrorEntry[], category: string): boole
   return errors.some((error) => error.category === category);
 }
 
-// Codes of INVALID_REQUEST_ERROR that do not concern the content of a request. CONFLICT and
-// REQUEST_TIMEOUT can come from an earlier attempt that has not ended yet. NOT_FOUND means a wrong
-// address.
-const NOT_ABOUT_CONTENT = ["CONFLICT", "REQUEST_TIMEOUT", "NOT_FOUND"];
-
 /**
  * True if the errors prove that Square rejected the content of the request and did not execute it.
  * After an error of another category, Square can have executed a part of the request.
  */
 export function isContentRejected(errors: SquareErrorEntry[]): boolean {
+  // CONFLICT and REQUEST_TIMEOUT can come from an earlier attempt that has not ended yet. NOT_FOUND
+  // means a wrong address.
+  const otherCodes = ["", "CONFLICT", "REQUEST_TIMEOUT", "NOT_FOUND"];
   const isAboutContent = ({ category, code }: SquareErrorEntry) =>
-    category === "INVALID_REQUEST_ERROR" && code !== "" && !NOT_ABOUT_CONTENT.includes(code);
+    category === "INVALID_REQUEST_ERROR" && !otherCodes.includes(code);
   return errors.length > 0 && errors.every(isAboutContent);
 }
 
-/**
- * Returns the errors of a call whose content Square rejected, or undefined for any other failure.
- * @param error the error that a call of the SDK threw
- */
+/** Returns the errors of a call of the SDK if {@linkcode isContentRejected} is true for them. */
 export function findContentErrors(error: unknown): SquareErrorEntry[] | undefined {
   const errors = findInvalidRequestErrors(error) ?? [];
   return isContentRejected(errors) ? errors : undefined;
@@ -64,10 +59,7 @@ export function formatErrors(errors: SquareErrorEntry[]): string {
   return [...new Set(words)].join(", ");
 }
 
-/**
- * Turns an error that a call of the SDK threw into one for the user.
- * @returns undefined if the SDK did not throw it
- */
+/** Turns an error of the SDK into one for the user. Returns undefined for any other error. */
 export function createSquareError(error: unknown, environment: string): SyncError | undefined {
   // The SDK checks a request before it sends it. It does not export the class of this error. The
   // message can contain the value, so it is not printed.
