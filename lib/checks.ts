@@ -10,26 +10,14 @@
  * accepts.
  */
 
-/** The kinds of text. Each has its own rules. */
+/** `text`: names, addresses and notes. `code`: postal codes and VAT numbers. */
 export type TextKind = "text" | "email" | "phone" | "birthday" | "reference" | "code" | "country";
 
-/**
- * A cleaned value: the text to send, which is empty for a blank cell, or the problem that makes it
- * invalid. A message has the problem after the name of the column.
- */
+/** The text to send, which is empty for a blank cell, or what is wrong with the cell. */
 export type Cleaned = { text: string; problem?: never } | { text?: never; problem: string };
 
-interface KindRules {
-  /** The form of a cleaned value; undefined = any. */
-  pattern?: RegExp;
-  /** Describes the pattern, with an example. */
-  expected?: string;
-}
-
-const KINDS: Record<TextKind, KindRules> = {
-  text: {}, // names, addresses and notes
-  reference: {},
-  code: {}, // postal codes and VAT numbers
+// The form of a cleaned value. The other kinds have any form.
+const PATTERNS: Partial<Record<TextKind, { pattern: RegExp; expected: string }>> = {
   email: {
     pattern: /^[^\s@<>()[\]\\,;:"]+@[^\s@<>()[\]\\,;:"]+\.[^\s@<>()[\]\\,;:"]+$/,
     expected: "one address, for example ada@example.com",
@@ -46,23 +34,23 @@ const KINDS: Record<TextKind, KindRules> = {
   country: { pattern: /^[A-Z]{2}$/, expected: "a two-letter country code, for example US" },
 };
 
-// Format characters such as zero-width spaces, byte order marks and text directions, variation
-// selectors, fillers, and the blank Braille pattern. Names and notes keep them, because there they
-// can carry meaning: they spell Persian and Indic names, and hold emoji together.
+// For example zero-width spaces, byte order marks and the blank Braille pattern. Names and notes keep
+// them, because there they spell Persian and Indic names, and hold emoji together.
 const INVISIBLE = /[\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]/gu;
-
-// What people type, or programs insert, in place of a hyphen.
 const DASHES = /[\u2010-\u2015\u2212\u2043\ufe58\ufe63\uff0d]/g;
 
-// Spreadsheets write a text in these forms if they mistake it for a number: 98101.0, 98101,0,
-// 12065550100.5, 1.2065550100E+10, 1e+05. An exponent without a sign or a fraction, as in 12e4567,
-// can be part of an id.
-const DECIMAL = /^[+-]?(\d+[.,]0+|\d{9,}[.,]\d+|\d+[.,]\d+e[+-]?\d+|\d+e[+-]\d+)$/i;
+// Spreadsheets write a text in these forms if they mistake it for a number.
+const DECIMALS = [
+  /^[+-]?\d+[.,]0+$/, // 98101.0
+  /^[+-]?\d{9,}[.,]\d+$/, // 12065550100.5
+  /^[+-]?\d+[.,]\d+e[+-]?\d+$/i, // 1.2065550100E+10
+  /^[+-]?\d+e[+-]\d+$/i, // 1e+05. Without a sign, as in 12e4567, it can be part of an id.
+];
 
 /**
  * Cleans and checks the value of a cell.
- * @param countries the codes that the SDK knows. A single unknown code would make it reject a whole
- *   call of 100 rows. Without this parameter, the code is not compared
+ * @param countries the codes that the SDK knows. An unknown code would make it reject a whole call
+ *   of 100 rows. Without this parameter, the code is not compared
  */
 export function cleanValue(
   value: unknown,
@@ -78,54 +66,47 @@ export function cleanValue(
 
   let text = raw.replace(INVISIBLE, "").trim();
   if (text === "") return { text };
-  if (DECIMAL.test(text))
+  if (DECIMALS.some((pattern) => pattern.test(text)))
     return { problem: "is invalid: it looks like a decimal number of a spreadsheet" };
   if (kind === "birthday") text = text.replace(DASHES, "-").replace(/^0000-/, "");
   if (kind === "country") text = text.toUpperCase();
   if (kind === "phone") text = removePunctuation(text.replace(DASHES, "-"));
-  const { pattern, expected } = KINDS[kind];
-  const isKnownCountry = kind !== "country" || countries === undefined || countries.has(text);
-  if ((pattern?.test(text) ?? true) && isKnownCountry) return { text };
-  return { problem: `is invalid: expected ${expected}` };
+  const rule = PATTERNS[kind];
+  const isUnknownCountry = kind === "country" && countries?.has(text) === false;
+  if (rule === undefined || (rule.pattern.test(text) && !isUnknownCountry)) return { text };
+  return { problem: `is invalid: expected ${rule.expected}` };
 }
 
-/**
- * Removes the space, brackets, dots and hyphens of a phone number. In +44 (0)20, it also removes
- * the (0), which is dialled only within the country. In Italy (39) and San Marino (378) that 0 is
- * dialled from abroad too, so a (0) stays there, and makes the number invalid like any other (0).
- */
+/** Removes the space, brackets, dots and hyphens of a phone number. */
 function removePunctuation(phone: string): string {
+  // In +44 (0)20, the 0 is dialled only within the country. In Italy (39) and San Marino (378), it
+  // is dialled from abroad too. So any (0) that is left makes the number invalid.
   const dialled = phone.replace(/^(\+(?!39|378)[1-9][0-9]{0,2}[\s.-]*)\(0\)/, "$1");
+  if (dialled.includes("(0)")) return phone;
   // Do not touch a text with any other character, which would then look like a phone number.
-  const isFormatted = /^[+(]*[0-9][0-9\p{Zs}().-]*$/u.test(dialled) && !dialled.includes("(0)");
+  const isFormatted = /^[+(]*[0-9][0-9\p{Zs}().-]*$/u.test(dialled);
   return isFormatted ? dialled.replace(/[^+0-9]/g, "") : phone;
 }
 
-/** The values by which rows are compared. An empty text means blank, and equals nothing. */
-export interface Identity {
-  name: string;
-  email_address: string;
-  /** Digits without leading zeros. */
-  phone_number: string;
-  reference_id: string;
-}
-
-/** Builds the values by which a row is compared with others. Case does not count in a name or email. */
-export function buildIdentity(row: Record<string, unknown>): Identity {
+/**
+ * Builds the values by which a row is compared with others. An empty text means blank, and equals
+ * nothing.
+ */
+export function buildIdentity(row: Record<string, unknown>) {
   // A customer of Square can have a value that the checks refuse. It is compared as it is.
   const clean = (column: string, kind: TextKind): string =>
     cleanValue(row[column], kind).text ?? String(row[column]).trim();
-  const names = [clean("given_name", "text"), clean("family_name", "text")];
-  const name = names.join(" ").trim() || clean("company_name", "text");
+  const name = `${clean("given_name", "text")} ${clean("family_name", "text")}`.trim();
+  const digits = clean("phone_number", "phone").replace(/[^0-9]/g, "");
   return {
-    name: name.replace(/\s+/g, " ").toLowerCase(),
+    name: (name || clean("company_name", "text")).replace(/\s+/g, " ").toLowerCase(),
     email_address: clean("email_address", "email").toLowerCase(),
-    phone_number: clean("phone_number", "phone")
-      .replace(/[^0-9]/g, "")
-      .replace(/^0+/, ""),
+    phone_number: digits.replace(/^0+/, ""),
     reference_id: clean("reference_id", "reference"),
   };
 }
+
+export type Identity = ReturnType<typeof buildIdentity>;
 
 /**
  * True if name and email address both differ. Such rows are different people, for example a family

@@ -1,11 +1,8 @@
-/**
- * Creates the client of the `square` package, and checks that the token belongs to the seller of the
- * file. The other files call the methods of the client, for example `square.customers.search(…)`.
- */
+/** The client of the `square` package, and the Square account that the customers of a file belong to. */
 import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
 import type { Database, SqlValue } from "sql.js";
-import type { SquareClient } from "square";
+import type { Square, SquareClient } from "square";
 import { readDatabase } from "./database.ts";
 import type { RunContext } from "./internal/cli.ts";
 import { SyncError } from "./internal/errors.ts";
@@ -13,25 +10,18 @@ import { readRows } from "./internal/sql.ts";
 import { createSquareError } from "./internal/square-errors.ts";
 import { createStrictFetch, MAX_RETRIES, type Traffic } from "./internal/strict-fetch.ts";
 
-// The most requests at the same time, if a script does not say otherwise.
-const DEFAULT_CONCURRENCY = 4;
-
-// The SDK's time limit includes the wait for other requests. The strict `fetch` has a time limit of
-// its own for each reply.
-const SDK_TIMEOUT_S = 600;
-
 const EXPIRY_WARNING_MS = 7 * 24 * 3_600_000;
 
 /**
- * Loads the `square` package. It takes most of a second, so --help and a run without requests do not
- * load it. With `import()`, Node 20 and tsx load each of its 3,600 CommonJS files through another
+ * Loads the `square` package. That takes most of a second, so a run without requests does not do it.
+ * With `import()`, Node 20 and tsx load each of its 3,600 CommonJS files through another
  * thread, which takes longer, and sometimes never ends.
  */
 export function loadSquare(): typeof import("square") {
   return createRequire(import.meta.url)("square");
 }
 
-/** The Square account that the customers of a file belong to: the row of square_account. */
+/** The row of square_account. */
 export interface Account {
   environment: string;
   merchantId: string | null;
@@ -41,20 +31,18 @@ export interface Account {
   tokenExpiresAt: string | null;
 }
 
-/**
- * Creates the client. It needs no file, so a script of your own that only reads can use it.
- * @param settings.baseUrl for example `https://connect.squareup.com`
- */
+/** Creates the client. It needs no file, so a script of your own that only reads can use it. */
 export async function createSquareClient(
   settings: { token: string; baseUrl: string },
   traffic: Traffic = { requests: 0, retries: 0, unanswered: 0, squareTime: undefined },
-  concurrency: number = DEFAULT_CONCURRENCY,
+  concurrency: number = 4,
 ): Promise<{ square: SquareClient; traffic: Traffic }> {
   const { SquareClient } = loadSquare();
   const square = new SquareClient({
     ...settings,
     maxRetries: MAX_RETRIES,
-    timeoutInSeconds: SDK_TIMEOUT_S,
+    // Includes the wait for other requests. The strict `fetch` limits the time of each reply.
+    timeoutInSeconds: 600,
     fetch: await createStrictFetch(traffic, concurrency),
   });
   return { square, traffic };
@@ -63,28 +51,20 @@ export async function createSquareClient(
 /**
  * Creates the client of a run, and checks that the token belongs to the seller of the file. Only a
  * token that the file does not know yet costs a request.
- * @returns the client, and the account for {@linkcode saveAccount} in the next step that saves
- * @throws SyncError (usage) if the file belongs to another seller or environment; (denied) if Square
- *   rejects the token
+ * @returns the client, and the account for {@linkcode saveAccount}
+ * @throws SyncError (usage) if the file belongs to another seller or environment
  */
-export async function connect(
-  context: RunContext,
-  concurrency: number = DEFAULT_CONCURRENCY,
-): Promise<{ square: SquareClient; account: Account }> {
+export async function connect(context: RunContext, concurrency?: number) {
   const { square: settings, databasePath, traffic, startedAt, warn } = context;
-  const stored = await readDatabase(databasePath, (db) => readAccount(db, context));
+  const account = await readDatabase(databasePath, (db) => readAccount(db, context));
   const { square } = await createSquareClient(settings, traffic, concurrency);
   const tokenHash = createHash("sha256").update(settings.token).digest("hex");
-  let account = stored;
-  if (stored.tokenHash !== tokenHash) {
-    const status = await retrieveTokenStatus(square, settings.environment);
-    requireSameMerchant(databasePath, stored, status.merchantId);
-    account = {
-      ...stored,
-      ...status,
-      tokenHash,
-      merchantId: status.merchantId ?? stored.merchantId,
-    };
+  if (account.tokenHash !== tokenHash) {
+    const { merchantId, expiresAt } = await retrieveTokenStatus(square, settings.environment);
+    requireSameMerchant(databasePath, account, merchantId);
+    account.tokenHash = tokenHash;
+    account.tokenExpiresAt = expiresAt || null;
+    account.merchantId ??= merchantId || null;
   }
   const { tokenExpiresAt } = account;
   if (tokenExpiresAt !== null && Date.parse(tokenExpiresAt) < startedAt + EXPIRY_WARNING_MS)
@@ -103,10 +83,7 @@ export function computeStartTime({ startedAt, traffic }: RunContext): number {
   return Math.min(startedAt, traffic.squareTime ?? startedAt);
 }
 
-/**
- * Reads the account of a file.
- * @throws SyncError (usage) if the file belongs to another environment than this run
- */
+/** @throws SyncError (usage) if the file belongs to another environment than this run */
 export function readAccount(db: Database, { databasePath, square }: RunContext): Account {
   const [row = {}] = readRows(db, "SELECT * FROM square_account");
   const readText = (value: SqlValue | undefined) => (value ? String(value) : null);
@@ -122,8 +99,8 @@ export function readAccount(db: Database, { databasePath, square }: RunContext):
 }
 
 /**
- * Saves the account of a run in the file. Call it in each step that saves something of Square.
- * @throws SyncError (usage) if another program has replaced the file by one of another seller
+ * Saves the account of a run. Call it in each step that saves something of Square, because another
+ * program may have replaced the file by one of another seller.
  */
 export function saveAccount(db: Database, context: RunContext, account: Account): void {
   requireSameMerchant(context.databasePath, readAccount(db, context), account.merchantId);
@@ -135,8 +112,8 @@ export function saveAccount(db: Database, context: RunContext, account: Account)
 }
 
 /** If Square does not name the merchant of one of them, only the environments are compared. */
-function requireSameMerchant(path: string, stored: Account, merchantId: string | null): void {
-  if (stored.merchantId !== null && merchantId !== null && stored.merchantId !== merchantId)
+function requireSameMerchant(path: string, stored: Account, merchantId?: string | null): void {
+  if (stored.merchantId && merchantId && stored.merchantId !== merchantId)
     throw createAccountError(path, `the merchant ${stored.merchantId}`, merchantId);
 }
 
@@ -152,17 +129,15 @@ function createAccountError(path: string, owner: string, current: string): SyncE
 async function retrieveTokenStatus(
   square: SquareClient,
   environment: string,
-): Promise<Pick<Account, "merchantId" | "tokenExpiresAt">> {
+): Promise<Square.RetrieveTokenStatusResponse> {
   try {
-    const { merchantId, expiresAt } = await square.oAuth.retrieveTokenStatus();
-    return { merchantId: merchantId || null, tokenExpiresAt: expiresAt || null };
+    return await square.oAuth.retrieveTokenStatus();
   } catch (error) {
     // Square documents this request only for production. In the sandbox it may reject a valid
     // token, and an invalid one fails at the next request.
     const isMissing = error instanceof Error && "statusCode" in error && error.statusCode === 404;
     const isDenied = createSquareError(error, environment)?.kind === "denied";
-    if (isMissing || (isDenied && environment === "sandbox"))
-      return { merchantId: null, tokenExpiresAt: null };
+    if (isMissing || (isDenied && environment === "sandbox")) return {};
     throw error;
   }
 }

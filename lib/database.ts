@@ -1,23 +1,27 @@
 /**
- * Opens the SQLite file for a moment. No script keeps it open, and no script remembers its content
- * from one step to the next. So other programs and scripts may change it between two steps.
+ * Opens the SQLite file for one step. No script keeps it open or remembers its content between two
+ * steps, so other programs and scripts may change it then.
  */
 import { existsSync } from "node:fs";
-import type { Database, SqlJsStatic } from "sql.js";
+import initSqlJs, { type Database, type SqlJsStatic, type SqlValue } from "sql.js";
 import { messageOf, SyncError } from "./internal/errors.ts";
 import { changeFile, readFile } from "./internal/file.ts";
 import { readValue } from "./internal/sql.ts";
 import { compareSchema, type Difference, readSchema, requireSchema } from "./schema.ts";
 
 /**
- * Reads the file in one step. The step works on a copy in memory, so what it writes is lost. A dry
- * run uses that.
+ * Reads the file in one step. What the step writes is lost, which a dry run uses.
  * @throws SyncError (usage) for a file that is missing or lacks a table or column; (failed) for a
  *   damaged one; (temporary) for one that another program has open
  */
 export async function readDatabase<T>(path: string, step: (db: Database) => T): Promise<T> {
-  requireExistingFile(path);
-  const SQL = await loadSqlite();
+  if (!existsSync(path))
+    throw new SyncError(
+      "usage",
+      `Cannot open "${path}": no such file`,
+      "init-db, which creates it; or the folder of your file, or its path with --db",
+    );
+  const SQL = await initSqlJs();
   const bytes = await readFile(path);
   return runInCopy(SQL, bytes, path, (db, differences) => {
     requireSchema(differences, path);
@@ -29,9 +33,7 @@ export async function readDatabase<T>(path: string, step: (db: Database) => T): 
  * Changes the file in one step: locks it, reads its newest content, runs `step` in a transaction,
  * and replaces the file. If the script is killed, the file has either its old or its new content.
  * A step is short and makes no request, so no other script waits long. It can run twice, so it has
- * no effects outside the database.
- * @throws SyncError as {@linkcode readDatabase} does, or the error of the step; the file is then
- *   unchanged
+ * no effects outside the database. If it throws, the file is unchanged.
  */
 export async function updateDatabase<T>(path: string, step: (db: Database) => T): Promise<T> {
   return await createOrUpdateDatabase(path, (db, differences) => {
@@ -40,46 +42,24 @@ export async function updateDatabase<T>(path: string, step: (db: Database) => T)
   });
 }
 
-/**
- * Changes the file like {@linkcode updateDatabase}, but does not require that it exists and has
- * the tables. init-db uses it.
- * @param step its second parameter is what differs from schema.sql
- */
+/** The same for init-db: the file may be missing, or differ from schema.sql. */
 export async function createOrUpdateDatabase<T>(
   path: string,
   step: (db: Database, differences: Difference[]) => T,
 ): Promise<T> {
-  const SQL = await loadSqlite();
+  const SQL = await initSqlJs();
   return await changeFile(path, (bytes) =>
     runInCopy(SQL, bytes, path, (db, differences) => {
       const before = countChanges(db);
       db.run("BEGIN");
       const result = step(db, differences);
-      // Fails after a trigger of your own with ROLLBACK, which has undone everything. The file then
-      // stays as it is.
+      // Fails after a trigger of your own with ROLLBACK, which has undone everything.
       db.run("COMMIT");
-      const isChanged = countChanges(db) !== before;
-      return { result, content: isChanged ? db.export() : undefined };
+      return { result, content: countChanges(db) === before ? undefined : db.export() };
     }),
   );
 }
 
-/** Loads SQLite, which --help does not need. */
-async function loadSqlite(): Promise<SqlJsStatic> {
-  const { default: initSqlJs } = await import("sql.js");
-  return await initSqlJs();
-}
-
-function requireExistingFile(path: string): void {
-  if (!existsSync(path))
-    throw new SyncError(
-      "usage",
-      `Cannot open "${path}": no such file`,
-      "init-db, which creates it; or the folder of your file, or its path with --db",
-    );
-}
-
-/** Opens a copy of the file in memory for one step. */
 function runInCopy<T>(
   SQL: SqlJsStatic,
   bytes: Uint8Array,
@@ -87,11 +67,14 @@ function runInCopy<T>(
   step: (db: Database, differences: Difference[]) => T,
 ): T {
   const db = new SQL.Database(bytes);
+  const reference = new SQL.Database();
   try {
     requireUndamaged(db, path);
-    return step(db, compareSchema(db, getReference(SQL)));
+    reference.exec(readSchema());
+    return step(db, compareSchema(db, reference));
   } finally {
     db.close();
+    reference.close();
   }
 }
 
@@ -112,20 +95,9 @@ function requireUndamaged(db: Database, path: string): void {
     );
 }
 
-let reference: Database | undefined;
-
-/** Returns a database in which only schema.sql has run. It is made once, because it never changes. */
-function getReference(SQL: SqlJsStatic): Database {
-  if (reference === undefined) {
-    reference = new SQL.Database();
-    reference.exec(readSchema());
-  }
-  return reference;
-}
-
 // Counts changed rows, and changes of the tables and of the version.
-function countChanges(db: Database): number {
+function countChanges(db: Database): SqlValue {
   const sql = `SELECT total_changes() + schema_version + user_version
     FROM pragma_schema_version, pragma_user_version`;
-  return Number(readValue(db, sql));
+  return readValue(db, sql);
 }

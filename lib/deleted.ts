@@ -44,41 +44,28 @@ export function requireCompletePull(db: Database, context: RunContext): void {
 /** A customer of the file that came from Square and is not marked as deleted. */
 export interface LiveCustomer {
   id: string;
-  /** In milliseconds since 1970; NaN if the cell holds something else. */
+  /** In milliseconds since 1970; 0 if the cell does not hold a time. */
   createdAt: number;
-  /** Has a name, company, email address or phone number. Square's search and count omit others. */
-  isSearchable: boolean;
+  /** It has a time, and a name, email address or phone number. Square's count omits others. */
+  isCounted: boolean;
 }
 
-/** Reads the customers that the file has from Square. */
 export function readLiveCustomers(db: Database): LiveCustomer[] {
-  const fields = ["given_name", "family_name", "company_name", "email_address", "phone_number"];
   const rows = readRows(
     db,
-    `SELECT id, created_at, concat(${fields.join(", ")}) <> '' AS searchable FROM customers
-     WHERE id IS NOT NULL AND synced_at <> '' AND ${NOT_DELETED}`,
+    `SELECT id, created_at,
+       concat(given_name, family_name, company_name, email_address, phone_number) AS searchable
+     FROM customers WHERE id IS NOT NULL AND synced_at <> '' AND ${NOT_DELETED}`,
   );
-  return rows.map(({ id, created_at, searchable }) => ({
-    id: String(id),
-    createdAt: Date.parse(String(created_at)),
-    isSearchable: searchable === 1,
-  }));
+  return rows.map(({ id, created_at, searchable }) => {
+    const createdAt = Date.parse(String(created_at)) || 0;
+    return { id: String(id), createdAt, isCounted: createdAt > 0 && searchable !== "" };
+  });
 }
 
-interface Comparison {
-  square: SquareClient;
-  filter: Filter;
-  /** The ids of all customers of the file. */
-  knownIds: ReadonlySet<string>;
-  /** The ids that only one side has. */
-  different: Set<string>;
-}
-
-/** A range of creation times, in milliseconds since 1970. It has no customer of the file at its ends. */
+/** A range of creation times, and the customers of the file in it, oldest first. */
 interface Range {
-  startAt: number | undefined;
-  endAt: number;
-  /** The customers of the file in this range, oldest first. */
+  createdAt: Square.TimeRange;
   customers: LiveCustomer[];
 }
 
@@ -92,74 +79,60 @@ interface Range {
  */
 export async function compareWithSquare(
   square: SquareClient,
-  customers: LiveCustomer[],
+  customers: readonly LiveCustomer[],
   createdBefore: number,
-  filter: Filter = {},
+  filter: Filter,
 ): Promise<{ checked: number; different: string[] }> {
   const knownIds = new Set(customers.map(({ id }) => id));
-  const isCounted = ({ createdAt, isSearchable }: LiveCustomer) => isSearchable && createdAt > 0;
-  const times = new Set(customers.map(({ createdAt }) => createdAt));
-  let endAt = createdBefore;
-  while (times.has(endAt)) endAt--;
-  const compared = customers.filter(({ createdAt }) => !(createdAt > endAt));
-  // Square's count leaves these out, or their cell has no valid time. They are always looked up.
-  const different = new Set(compared.filter((one) => !isCounted(one)).map(({ id }) => id));
-  const counted = compared.filter(isCounted).sort((a, b) => a.createdAt - b.createdAt);
-  const range = { startAt: undefined, endAt, customers: counted };
-  const comparison = { square, filter, knownIds, different };
-  await compareRange(comparison, range, await countRange(comparison, range));
+  const compared = customers.filter(({ createdAt }) => createdAt <= createdBefore);
+  const counted = compared.filter(({ isCounted }) => isCounted);
+  // Customers that cannot be counted in a range are always looked up.
+  const different = new Set(compared.filter(({ isCounted }) => !isCounted).map(({ id }) => id));
+
+  /** @returns true if Square and the file have the same number of customers in this range */
+  async function compareRange(range: Range): Promise<boolean> {
+    const rangeFilter = { ...filter, createdAt: range.createdAt };
+    const response = await requestPage(square, rangeFilter, { limit: 1 });
+    const count = Number(response.count ?? 0); // An empty result has no count.
+    if (count === range.customers.length) return true;
+    const isSmall = Math.min(count, range.customers.length) <= SMALL_RANGE;
+    const parts = isSmall ? [] : divideRange(range);
+    const isEqual = await Promise.all(parts.map(compareRange));
+    // The difference is in a part. If it is in none, Square counts a customer at the time of the
+    // division in both parts, or in none. Then read the whole range.
+    if (isEqual.includes(false)) return false;
+    const returned = new Set<string>();
+    for await (const page of searchPages(square, rangeFilter))
+      for (const { id = "" } of page.customers) returned.add(id);
+    for (const { id } of range.customers) if (!returned.has(id)) different.add(id);
+    // A row with a wrong `created_at` is in another range. So compare with all ids of the file.
+    for (const id of returned) if (!knownIds.has(id)) different.add(id);
+    return false;
+  }
+
+  counted.sort((a, b) => a.createdAt - b.createdAt);
+  const createdAt = { endAt: formatTime(createdBefore) };
+  await compareRange({ createdAt, customers: counted });
   return { checked: compared.length, different: [...different] };
 }
 
-/** @param count how many customers Square has in this range */
-async function compareRange(comparison: Comparison, range: Range, count: number): Promise<void> {
-  const { customers } = range;
-  if (count === customers.length) return;
-  const parts = Math.min(count, customers.length) > SMALL_RANGE ? divideRange(range) : undefined;
-  if (parts === undefined) return await readRange(comparison, range);
-  const counts = await Promise.all(parts.map((part) => countRange(comparison, part)));
-  // Square may count a customer at the time of the division in both parts, or in none. If the parts
-  // agree although the whole differs, it is such a customer.
-  if (parts.every((part, index) => part.customers.length === counts[index]))
-    return await readRange(comparison, range);
-  await Promise.all(parts.map((part, index) => compareRange(comparison, part, counts[index] ?? 0)));
-}
-
-/** Divides a range near the middle of its customers, at a time at which the file has no customer. */
-function divideRange({ startAt, endAt, customers }: Range): Range[] | undefined {
-  const middle = Math.floor(customers.length / 2);
-  for (let distance = 0; distance < middle; distance++)
-    for (const index of [middle - distance, middle + distance]) {
-      const older = customers[index - 1]?.createdAt ?? Number.NaN;
-      const newer = customers[index]?.createdAt ?? Number.NaN;
-      if (newer - older < 2 || Number.isNaN(newer - older)) continue;
-      return [
-        { startAt, endAt: newer - 1, customers: customers.slice(0, index) },
-        { startAt: newer - 1, endAt, customers: customers.slice(index) },
-      ];
-    }
-  return undefined;
-}
-
-async function countRange({ square, filter }: Comparison, range: Range): Promise<number> {
-  const { count } = await requestPage(square, buildFilter(filter, range), { limit: 1 });
-  return Number(count ?? 0); // An empty result has no count.
-}
-
-/** Reads all pages of a range, and compares their ids. */
-async function readRange(comparison: Comparison, range: Range): Promise<void> {
-  const { square, filter, knownIds, different } = comparison;
-  const returned = new Set<string>();
-  for await (const page of searchPages(square, buildFilter(filter, range)))
-    for (const { id = "" } of page.customers) returned.add(id);
-  for (const { id } of range.customers) if (!returned.has(id)) different.add(id);
-  // A row with a wrong `created_at` is in another range. So compare with the ids of the whole file.
-  for (const id of returned) if (!knownIds.has(id)) different.add(id);
-}
-
-function buildFilter(filter: Filter, { startAt, endAt }: Range): Filter {
-  const start = startAt === undefined ? {} : { startAt: formatTime(startAt) };
-  return { ...filter, createdAt: { ...start, endAt: formatTime(endAt) } };
+/**
+ * Divides a range near the middle of its customers, at a time at which the file has no customer.
+ * @returns two parts; none if there is no such time
+ */
+function divideRange({ createdAt: range, customers }: Range): Range[] {
+  // The places between two customers where at least a millisecond is free.
+  const places = customers.flatMap(({ createdAt }, index) => {
+    const previous = customers[index - 1]?.createdAt ?? createdAt;
+    return createdAt - previous > 1 ? [{ index, time: formatTime(createdAt - 1) }] : [];
+  });
+  const place = places.find(({ index }) => index >= customers.length / 2) ?? places.at(-1);
+  if (place === undefined) return [];
+  const { index, time } = place;
+  return [
+    { createdAt: { ...range, endAt: time }, customers: customers.slice(0, index) },
+    { createdAt: { ...range, startAt: time }, customers: customers.slice(index) },
+  ];
 }
 
 /**
@@ -179,38 +152,32 @@ export async function lookUpCustomers(
     for (const id of customerIds) {
       const reply = responses?.[id];
       const errors = readErrors(reply);
-      const isGone = errors.length > 0 && errors.every(({ code }) => code === "NOT_FOUND");
-      if (!isGone && (errors.length > 0 || !reply?.customer?.id))
+      if (errors.length === 0 && reply?.customer?.id) lookUps.set(id, reply.customer);
+      else if (errors.length > 0 && errors.every(({ code }) => code === "NOT_FOUND"))
+        lookUps.set(id, null);
+      else
         throw new SyncError(
           "temporary",
           `Cannot look up customers in Square: no clear answer for ${id}`,
           "run it again later; if it stays, correct that id in the file",
         );
-      lookUps.set(id, isGone ? null : (reply?.customer ?? null));
     }
   }
   return lookUps;
 }
 
-/** A customer that Square no longer has under its id. */
-export interface GoneCustomer {
-  id: string;
-  /** The id of the customer that it was merged into. If it is null, the customer was deleted. */
-  mergedInto: string | null;
-}
-
 /**
  * Marks customers as deleted or merged. The rows stay, with all their values.
- * @param markedAt the time to save in `deleted_at`, as RFC 3339
+ * @param gone for each customer the id of the one that it was merged into; null = deleted
  */
 export function markGone(
   db: Database,
-  gone: readonly GoneCustomer[],
-  markedAt: string,
+  gone: ReadonlyMap<string, string | null>,
 ): Pick<SaveResult, "changes" | "notSaved"> {
+  const markedAt = formatTime(Date.now());
   const changes: RowChange[] = [];
   const notSaved: SaveResult["notSaved"] = [];
-  for (const { id, mergedInto } of gone) {
+  for (const [id, mergedInto] of gone) {
     try {
       const sql = `UPDATE OR ABORT customers SET deleted_at = ?, merged_into = ?
         WHERE id = ? AND ${NOT_DELETED} RETURNING local_id`;

@@ -4,12 +4,12 @@
  */
 import type { Database } from "sql.js";
 import type { Square, SquareClient } from "square";
-import { linkRow, type RowChange, saveCustomers } from "./customers.ts";
+import { linkRow, saveCustomers } from "./customers.ts";
 import { lookUpCustomers } from "./deleted.ts";
 import type { RunContext } from "./internal/cli.ts";
 import { findInvalidRequestErrors, formatErrors } from "./internal/square-errors.ts";
 import { buildRow, hasOptOut } from "./mapping.ts";
-import { describeUnsaved, type PushResult, type PushRow, storeReason } from "./prepare.ts";
+import { completeRow, type PushRow, storeReason } from "./prepare.ts";
 import { formatTime } from "./window.ts";
 
 /** A row to link, and its customer as it is in Square now; or the reason why it cannot be linked. */
@@ -30,40 +30,32 @@ export async function prepareLinks(
   square: SquareClient,
   rows: readonly PushRow[],
 ): Promise<Link[]> {
-  const lookUps = await lookUpCustomers(
-    square,
-    rows.map(({ id }) => String(id)),
-  );
+  const ids = rows.map(({ id }) => String(id));
+  const lookUps = await lookUpCustomers(square, ids);
   const links: Link[] = [];
-  for (const row of rows) {
-    const customerId = String(row.id);
-    const customer = lookUps.get(customerId);
-    const { referenceId } = row.customer;
-    if (customer?.id !== customerId) {
-      links.push({ row, obstacle: `customer ${customerId} was deleted or merged in Square` });
-    } else if (referenceId && customer.referenceId && customer.referenceId !== referenceId) {
-      links.push({ row, obstacle: `customer ${customerId} has another reference_id in Square` });
-    } else if (!referenceId || customer.referenceId) {
-      links.push({ row, customer });
-    } else {
-      links.push(await updateReference(square, row, customer, referenceId));
-    }
-  }
+  for (const row of rows)
+    links.push(await prepareLink(square, row, lookUps.get(String(row.id)) ?? undefined));
   return links;
 }
 
-async function updateReference(
+async function prepareLink(
   square: SquareClient,
   row: PushRow,
-  { id: customerId = "", version }: Square.Customer,
-  referenceId: string,
+  customer: Square.Customer | undefined,
 ): Promise<Link> {
+  const customerId = String(row.id);
+  const { referenceId } = row.customer;
+  if (customer?.id !== customerId)
+    return { row, obstacle: `customer ${customerId} was deleted or merged in Square` };
+  if (!referenceId || customer.referenceId === referenceId) return { row, customer };
+  if (customer.referenceId)
+    return { row, obstacle: `customer ${customerId} has another reference_id in Square` };
+  const { version } = customer;
   try {
     const request = { customerId, referenceId, ...(version !== undefined && { version }) };
-    const { customer } = await square.customers.update(request);
-    return customer === undefined
-      ? { row, obstacle: "Square returned no customer" }
-      : { row, customer };
+    const { customer: updated } = await square.customers.update(request);
+    if (updated === undefined) return { row, obstacle: "Square returned no customer" };
+    return { row, customer: updated };
   } catch (error) {
     const errors = findInvalidRequestErrors(error);
     if (errors === undefined) throw error;
@@ -72,23 +64,19 @@ async function updateReference(
 }
 
 /** Saves the customers of linked rows, and marks the rows. Stores the reason of the others. */
-export function saveLinks(db: Database, context: RunContext, links: readonly Link[]): PushResult {
-  const changes: RowChange[] = [];
-  const rows = links.map(({ row, customer, obstacle }): PushRow => {
+export function saveLinks(db: Database, context: RunContext, links: readonly Link[]): PushRow[] {
+  return links.map(({ row, customer, obstacle }) => {
     if (customer === undefined) return storeReason(db, row, "held", `not linked: ${obstacle}`);
     const received = buildRow(customer);
-    const saved = saveCustomers(db, [received], context.startedAt);
-    const [unsaved] = saved.notSaved;
-    if (unsaved !== undefined)
-      return storeReason(db, row, "held", describeUnsaved(unsaved.id, unsaved.reason));
-    changes.push(...saved.changes);
-    const linkedAt = formatTime(Date.now());
-    if (!linkRow(db, row.localId, received.id, linkedAt))
-      return { ...row, outcome: "later", reason: "another program has changed it" };
-    const losesOptOut = row.hasOptOut && !hasOptOut(received);
     const { localId } = row;
-    changes.push({ localId, id: received.id, outcome: "linked", losesOptOut });
-    return { ...row, outcome: "linked", id: received.id };
+    const { id } = received;
+    const saved = saveCustomers(db, [received], context.startedAt);
+    const linked = completeRow(db, row, "linked", id, saved);
+    if (linked.outcome === "held") return linked;
+    if (!linkRow(db, localId, id, formatTime(Date.now())))
+      return { ...linked, outcome: "later", reason: "another program has changed it" };
+    const losesOptOut = row.hasOptOut && !hasOptOut(received);
+    const change = { localId, id, outcome: "linked", losesOptOut } as const;
+    return { ...linked, changes: [...linked.changes, change] };
   });
-  return { rows, changes };
 }

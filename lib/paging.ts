@@ -4,29 +4,24 @@ import { SyncError } from "./internal/errors.ts";
 import { findContentErrors } from "./internal/square-errors.ts";
 import { readInParallel } from "./parallel.ts";
 
-/** The filter of a SearchCustomers request. */
 export type Filter = Square.CustomerFilter;
 
-/** One page of a search. A short or empty page is not always the last one. */
+/** One page of a search. */
 export interface Page {
   customers: Square.Customer[];
   /** How many customers match the filter, as Square counted them. */
   count: number;
 }
 
-/** The most customers that Square returns on one page. */
+// The most customers that Square returns on one page.
 const PAGE_SIZE = 100;
 
-// How often searchPages starts again because its cursor has expired.
-const MAX_RESTARTS = 3;
-
-// How often searchCustomers runs a search in total, if customers are missing.
-const MAX_ATTEMPTS = 3;
+const MAX_RESTARTS = 3; // of a search whose cursor has expired
+const MAX_ATTEMPTS = 3; // to read all customers that Square counted
 
 /**
  * Requests one page of a search, oldest customer first.
- * @param options.cursor where to continue: the `cursor` of the previous page
- * @param options.limit how many customers to return at most
+ * @param options.cursor the `cursor` of the previous page
  * @see https://developer.squareup.com/reference/square/customers-api/search-customers
  */
 export async function requestPage(
@@ -48,21 +43,14 @@ export async function requestPage(
   });
 }
 
-/**
- * Yields the pages of one search, oldest customer first.
- * @throws SquareError when a request fails after all retries
- * @throws SyncError when Square returns the same cursor twice
- */
+/** Yields the pages of one search, oldest customer first. */
 export async function* searchPages(square: SquareClient, filter: Filter): AsyncGenerator<Page> {
   const cursors = new Set<string>();
   let cursor: string | undefined;
   let restarts = 0;
-  do {
-    let response: Square.SearchCustomersResponse;
-    try {
-      // A cursor is only valid for its own query, so each request repeats the same query.
-      response = await requestPage(square, filter, { cursor });
-    } catch (error) {
+  for (;;) {
+    // A cursor is only valid for its own query, so each request repeats the same query.
+    const response = await requestPage(square, filter, { cursor }).catch((error) => {
       // A cursor expires after a few minutes. Square has accepted the same query before, so if it
       // rejects the request now (content errors), the cursor has expired. Start again from the
       // first page. Yielding a customer twice is harmless, because callers collect customers by id.
@@ -70,19 +58,20 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
       if (!isExpired || restarts === MAX_RESTARTS) throw error;
       restarts++;
       cursors.clear();
-      response = await requestPage(square, filter);
-    }
+      return requestPage(square, filter);
+    });
     yield { customers: response.customers ?? [], count: Number(response.count ?? 0) };
     // Only a missing cursor marks the last page. A short or empty page can be followed by others.
     cursor = response.cursor || undefined;
-    if (cursor !== undefined && cursors.has(cursor))
+    if (cursor === undefined) return;
+    if (cursors.has(cursor))
       throw new SyncError(
         "failed",
         "Cannot read all pages: Square returned the same cursor twice",
         "run it again; nothing was saved",
       );
-    cursors.add(cursor ?? "");
-  } while (cursor !== undefined);
+    cursors.add(cursor);
+  }
 }
 
 /**
@@ -90,17 +79,15 @@ export async function* searchPages(square: SquareClient, filter: Filter): AsyncG
  * large result into slices of time and reads several of them at the same time, so the pages come in
  * any order. And if customers are missing at the end, it runs the whole search again, up to twice.
  * @param options.concurrency how many slices to read at the same time; 1 = do not divide the result
- * @param options.divideUntil the end of the time to divide, in milliseconds since 1970. Customers
- *   that were created later are returned too
- * @returns pages, each with the count of the whole search, and with how many customers Square has
- *   counted and not returned so far. After the last page, these customers are missing
+ * @param options.divideUntil the end of the time to divide. Later customers are returned too
+ * @returns pages, each with how many customers Square has counted and not returned so far
  */
 export async function* searchCustomers(
   square: SquareClient,
   filter: Filter,
   options: { concurrency: number; divideUntil: number },
 ): AsyncGenerator<Page & { missingCount: number }> {
-  for (let attempt = 1, missingCount = 1; attempt <= MAX_ATTEMPTS && missingCount > 0; attempt++) {
+  for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt++) {
     const ids = new Set<string | undefined>();
     let count = 0;
     const pages =
@@ -113,9 +100,9 @@ export async function* searchCustomers(
       // has it, and the next count does not. The smaller count could hide a missing customer, so
       // keep the largest one. A slice has a smaller count than the whole search.
       count = Math.max(count, page.count);
-      missingCount = Math.max(count - ids.size, 0);
-      yield { customers: page.customers, count, missingCount };
+      yield { customers: page.customers, count, missingCount: Math.max(count - ids.size, 0) };
     }
+    if (ids.size >= count) return;
     // If a customer is deleted during a search, the customers after it move up by one place. One of
     // them can move to a page that was already read. The next attempt returns it.
   }

@@ -1,8 +1,7 @@
 /**
- * Reads a large search faster than page by page. The cursor of a page leads only to the next page,
- * so one search cannot be read in parallel. Instead, its range of creation times is divided into
- * slices, and each slice is a search with its own cursor. Every customer is in a slice, because its
- * `created_at` never changes.
+ * Reads a large search faster than page by page. A cursor leads only to the next page, so the range
+ * of creation times is divided into slices, and each slice is a search with its own cursor. Every
+ * customer is in a slice, because its `created_at` never changes.
  *
  * This layer can be deleted: `searchPages` alone returns the same customers.
  */
@@ -10,34 +9,28 @@ import type { Square } from "square";
 import type { Filter, Page } from "./paging.ts";
 import { formatTime } from "./window.ts";
 
-// The number of customers above which the rest of a slice is divided. Dividing a smaller rest costs
-// more requests than it saves.
+// Dividing a slice with fewer customers costs more requests than it saves.
 const SMALL_SLICE = 1_000;
 
-// The overlap of two slices. Square does not document whether a time range includes its ends.
+// Slices overlap, because Square does not document whether a time range includes its ends.
 const SLICE_OVERLAP_MS = 1_000;
-
-type TimeRange = Square.TimeRange;
 
 /**
  * Yields the pages of a search in any order. A page has the count of its own slice.
  * @param search reads one slice page by page, oldest customer first
  * @param options.concurrency a large search is divided into about twice as many slices
- * @param options.divideUntil the end of the time to divide if the filter has no end, in
- *   milliseconds since 1970. The last slice has no end then, so later customers are returned too
+ * @param options.divideUntil the end of the time to divide if the filter has no end. The last slice
+ *   has no end then, so later customers are returned too
  */
 export async function* readInParallel(
   search: (filter: Filter) => AsyncGenerator<Page>,
   filter: Filter,
   options: { concurrency: number; divideUntil: number },
 ): AsyncGenerator<Page> {
-  // The count of the whole search, which is the first slice.
-  let total = 0;
+  let total = 0; // The first slice is the whole search.
 
-  /**
-   * Reads a slice. If many customers remain after a page, it divides the rest into two slices, and
-   * reads these instead of the next pages.
-   */
+  // If many customers remain after a page, divides the rest into two slices, and reads these instead
+  // of the next pages.
   async function readSlice(slice: Filter, emit: (page: Page) => void): Promise<void> {
     let returned = 0;
     for await (const page of search(slice)) {
@@ -47,16 +40,16 @@ export async function* readInParallel(
       // Divide a slice until at most half of total / concurrency remains in it. With larger slices,
       // one that has more customers than estimated would be read alone at the end.
       const rest = page.count - returned;
-      if (rest <= Math.max(SMALL_SLICE, total / (2 * options.concurrency))) continue;
-      const ranges = divideRest(slice.createdAt ?? {}, page.customers, rest, options.divideUntil);
-      if (ranges.length === 0) continue;
-      await Promise.all(ranges.map((createdAt) => readSlice({ ...slice, createdAt }, emit)));
-      return;
+      const isLarge = rest > Math.max(SMALL_SLICE, total / (2 * options.concurrency));
+      const ranges = isLarge ? divideRest(slice, page, rest, options.divideUntil) : [];
+      if (ranges.length > 0) {
+        await Promise.all(ranges.map((createdAt) => readSlice({ ...slice, createdAt }, emit)));
+        return;
+      }
     }
   }
 
-  // Several slices emit pages at the same time. The stream is the queue from which they are
-  // yielded.
+  // Several slices emit pages at the same time. The stream is the queue that yields them.
   yield* new ReadableStream<Page>({
     start(controller) {
       readSlice(filter, (page) => controller.enqueue(page)).then(
@@ -69,30 +62,32 @@ export async function* readInParallel(
 
 /**
  * Divides the time after a page into two slices that overlap.
- * @param rest how many customers of the range follow the page
+ * @param rest how many customers of the slice follow the page
  * @returns no slices if the time is too short for two
  */
 function divideRest(
-  range: TimeRange,
-  page: Square.Customer[],
+  slice: Filter,
+  { customers }: Page,
   rest: number,
   divideUntil: number,
-): TimeRange[] {
-  const first = Date.parse(page.at(0)?.createdAt ?? "");
-  const last = Date.parse(page.at(-1)?.createdAt ?? "");
-  const { endAt } = range;
+): Square.TimeRange[] {
+  const firstTime = customers.at(0)?.createdAt;
+  const lastTime = customers.at(-1)?.createdAt;
+  if (!firstTime || !lastTime) return []; // The page is empty.
+  const first = Date.parse(firstTime);
+  const last = Date.parse(lastTime);
+  const endAt = slice.createdAt?.endAt;
   const end = endAt ? Date.parse(endAt) : divideUntil;
 
   // Estimate where half of the rest ends, as if the rest were as dense as this page. The middle of
   // the time alone would be a bad place: after an import, most customers can be in the first day,
   // and nearly all of them would be in the first slice.
-  const halfOfRestMs = ((last - first) / page.length) * (rest / 2);
+  const halfOfRestMs = ((last - first) / customers.length) * (rest / 2);
   // The rest can be less dense than this page. So cut at the middle of the time at the latest.
   const halfOfTimeMs = (end - last) / 2;
   const firstSliceMs = Math.min(halfOfRestMs, halfOfTimeMs);
   // The first slice must be longer than the overlap, or the two slices would be nearly the same.
   const cut = last + Math.max(firstSliceMs, 2 * SLICE_OVERLAP_MS);
-  // An empty page, or a customer without a time, makes the cut NaN. Then there is no room either.
   const hasRoom = cut < end - SLICE_OVERLAP_MS;
   if (!hasRoom) return [];
   return [

@@ -5,35 +5,34 @@
  * the reply was lost. It has an idempotency key and no id. It may exist in Square, so it is looked
  * up before it is sent again.
  */
-import type { Database } from "sql.js";
+import type { Database, SqlValue } from "sql.js";
 import type { Square } from "square";
 import { buildIdentity, cleanValue, type Identity, isOtherPerson } from "./checks.ts";
-import { NOT_DELETED, type RowChange, saveCustomers, UNPUSHED } from "./customers.ts";
+import { loadSquare } from "./client.ts";
+import {
+  NOT_DELETED,
+  type RowChange,
+  type SaveResult,
+  saveCustomers,
+  UNPUSHED,
+} from "./customers.ts";
 import { requireCompletePull } from "./deleted.ts";
 import { formatNumber, type RunContext } from "./internal/cli.ts";
 import { messageOf, SyncError } from "./internal/errors.ts";
 import { type Row, readRows, readValue } from "./internal/sql.ts";
-import { buildRow, type CustomerRow, FIELDS, hasOptOut, type SquareField } from "./mapping.ts";
-
-const HOUR_MS = 3_600_000;
-
-// A push warns if the last complete pull is older than this.
-const OLD_PULL_MS = 24 * HOUR_MS;
+import { buildRow, type CustomerRow, FIELDS, hasOptOut } from "./mapping.ts";
 
 /** Which unpushed rows to push, and what to do with possible duplicates. */
 export interface PushOptions {
-  /** Only rows with this `source`. */
   source: string | undefined;
-  /** Only rows created since this time, as RFC 3339; null = all. */
+  /** RFC 3339; null = all rows. */
   createdSince: string | null;
-  /** At most this many rows. */
   limit: number | undefined;
   /** Rows in one request. */
   batchSize: number;
-  /** Send possible duplicates too. */
   allowDuplicates: boolean;
-  /** Link a row to the one customer that it matches. */
   linkDuplicates: boolean;
+  isDryRun: boolean;
 }
 
 /**
@@ -47,25 +46,26 @@ export type Outcome =
   | ("create" | "look up" | "link")
   | ("created" | "linked" | "refused" | "held" | "later");
 
-/** A row that was selected, and what happened to it. */
-export interface PushRow {
+/** A row of the file that can be compared with others. */
+interface LocalRow {
   localId: number;
-  idempotencyKey: string;
-  /** The data to send. */
-  customer: NewCustomer;
   /** The row may have been sent, in this run or an earlier one, and the outcome is unknown. */
   inDoubt: boolean;
   hasOptOut: boolean;
+  identity: Identity;
+}
+
+/** A row that was selected, and what happened to it. */
+export interface PushRow extends LocalRow {
+  idempotencyKey: string;
+  /** The data to send. */
+  customer: NewCustomer;
   outcome: Outcome;
   /** Square's customer id, when it is known. */
   id: string | null;
   /** Why the row is refused or held. */
   reason: string | null;
-}
-
-/** The rows of a push, and the changes of the file that --verbose lists. */
-export interface PushResult {
-  rows: PushRow[];
+  /** The changes of the file, for --verbose. */
   changes: RowChange[];
 }
 
@@ -79,7 +79,7 @@ export interface SelectedRow {
 /**
  * Requires a complete pull whose customers are still in the file. After `DELETE FROM customers`,
  * sync_runs still lists that pull, but a push would create every customer a second time. Warns if
- * the last complete pull is old.
+ * the last complete pull is older than a day.
  * @throws SyncError (usage)
  */
 export function requirePullForPush(db: Database, context: RunContext): void {
@@ -100,25 +100,26 @@ export function requirePullForPush(db: Database, context: RunContext): void {
       `Cannot run ${context.script}: "${context.databasePath}" has only ${existing} of the ${saved} customers that were saved in it`,
       "pull-created --since all; or --skip-pull-check, if they were removed on purpose",
     );
-  // The file does not have the customers that were created in Square since the last complete pull.
   const sql = `SELECT max(started_at) FROM sync_runs WHERE script = 'pull-created' AND complete = 1`;
   const age = context.startedAt - Date.parse(String(readValue(db, sql)));
-  if (age > OLD_PULL_MS)
+  const hours = Math.floor(age / 3_600_000);
+  if (hours >= 24)
     context.warn(
-      `the last complete pull-created began ${formatNumber(Math.floor(age / HOUR_MS), "hour")} ago: customers created in Square since then can be created again`,
+      `the last complete pull-created began ${formatNumber(hours, "hour")} ago: customers created in Square since then can be created again`,
     );
 }
 
 /**
  * Selects the next unpushed rows. A row with a reason or an idempotency key comes late, so that the
  * same bad rows do not use up --limit in every run.
- * @param taken the local_id of the rows that this run has taken already
+ * @param taken the rows that this run has taken already. It takes no row twice
  */
 export function selectRows(
   db: Database,
   { source, createdSince, limit = Number.POSITIVE_INFINITY, batchSize }: PushOptions,
-  taken: ReadonlySet<number>,
+  taken: readonly PushRow[],
 ): SelectedRow[] {
+  const takenIds = new Set(taken.map(({ localId }) => localId));
   // A row whose created_at is not a time is selected, because it can be new.
   const rows = readRows(
     db,
@@ -129,103 +130,103 @@ export function selectRows(
     [source ?? null, createdSince],
   );
   return rows
-    .filter(({ local_id }) => !taken.has(Number(local_id)))
-    .slice(0, Math.min(batchSize, limit - taken.size))
-    .map((row) => {
-      const key = readKey(row);
-      const reference = buildIdentity(row).reference_id;
-      // A reference_id that another row has too identifies neither of them.
-      const sql = "SELECT count(*) FROM customers WHERE reference_id = ?";
-      const isShared = key !== "" && Number(readValue(db, sql, [row.reference_id ?? ""])) > 1;
-      // The row can have got another reference_id after it was sent with its key.
-      const references = isShared || reference === "" ? [key] : [key, reference];
-      const localId = Number(row.local_id);
-      return { localId, references: key === "" ? [] : [...new Set(references)] };
-    });
+    .filter(({ local_id }) => !takenIds.has(Number(local_id)))
+    .slice(0, Math.min(batchSize, limit - taken.length))
+    .map((row) => ({ localId: Number(row.local_id), references: listReferences(db, row) }));
 }
+
+function listReferences(db: Database, row: Row): string[] {
+  const key = readKey(row);
+  if (key === "") return [];
+  // The row can have got another reference_id after it was sent with its key. A reference_id that
+  // another row has too identifies neither of them.
+  const reference = buildIdentity(row).reference_id;
+  const sql = "SELECT count(*) FROM customers WHERE reference_id = ?";
+  const isOwn = reference !== "" && readValue(db, sql, [row.reference_id ?? null]) === 1;
+  return isOwn && reference !== key ? [key, reference] : [key];
+}
+
+function readKey(row: Row): string {
+  return String(row.idempotency_key ?? "").trim();
+}
+
+function readLocalRow(row: Row): LocalRow {
+  return {
+    localId: Number(row.local_id),
+    // If the script was killed before the request, the row has a key and was never sent. The file
+    // does not show the difference.
+    inDoubt: readKey(row) !== "",
+    hasOptOut: hasOptOut(row),
+    identity: buildIdentity(row),
+  };
+}
+
+const OPT_OUT_REASON =
+  "email_unsubscribed is set, and Square would create the customer as subscribed";
 
 /**
  * Decides what happens to selected rows, as they are in the file now, and stores that: the id of a
  * row that was found in Square, a reason, or an idempotency key. A row that is not in the result
  * waits for the next batch: another script has given it a key meanwhile, so it must be looked up.
- * @param found the customers that Square has for each row in doubt; undefined = look up nothing,
- *   for a dry run
- * @param countries the country codes that the SDK knows
+ * @param found the customers that Square has for each row in doubt
  */
 export function prepareRows(
   db: Database,
   context: RunContext,
-  selected: readonly SelectedRow[],
-  found: ReadonlyMap<number, Square.Customer[]> | undefined,
   options: PushOptions,
-  countries: ReadonlySet<string>,
-): PushResult {
+  selected: readonly SelectedRow[],
+  found: ReadonlyMap<number, Square.Customer[]>,
+): PushRow[] {
   const sql = `SELECT * FROM customers WHERE local_id = ? AND ${UNPUSHED}`;
-  const current = selected
-    .flatMap(({ localId }) => readRows(db, sql, [localId]))
-    .filter((row) => readKey(row) === "" || !found || found.has(Number(row.local_id)));
+  const current = selected.flatMap(({ localId, references }) =>
+    readRows(db, sql, [localId]).filter((row) => readKey(row) === "" || references.length > 0),
+  );
   const known = readKnownRows(db, current);
+  const countries = new Set<string>(Object.values(loadSquare().Square.Country));
   const sent = new Set<number>();
-  const changes: RowChange[] = [];
 
-  const rows = current.map((stored): PushRow => {
+  return current.map((stored): PushRow => {
     const { customer, problems } = buildCustomer(stored, countries);
-    const row = createPushRow(stored, customer);
-    const { localId } = row;
-    const identity = buildIdentity(stored);
-    const own = findOwnCustomer(found?.get(localId) ?? [], row.idempotencyKey, identity);
-    if (own !== undefined) {
-      const created = new Map([[own.id, row.idempotencyKey]]);
-      const saved = saveCustomers(db, [own], context.startedAt, created);
-      changes.push(...saved.changes);
-      const problem = saved.notSaved[0]?.reason;
-      if (problem === undefined) return { ...row, outcome: "linked", id: own.id };
-      return storeReason(db, row, "held", describeUnsaved(own.id, problem));
+    const storedKey = readKey(stored);
+    const row: PushRow = {
+      ...readLocalRow(stored),
+      idempotencyKey: storedKey || crypto.randomUUID(),
+      customer,
+      outcome: "create",
+      id: null,
+      reason: null,
+      changes: [],
+    };
+    const ownCustomer = findOwnCustomer(row, found.get(row.localId) ?? []);
+    if (ownCustomer !== undefined) {
+      const { id } = ownCustomer;
+      const createdFrom = new Map([[id, storedKey]]);
+      const saved = saveCustomers(db, [ownCustomer], context.startedAt, createdFrom);
+      return completeRow(db, row, "linked", id, saved);
     }
     if (problems.length > 0) return storeReason(db, row, "refused", problems.join("; "));
     if (!options.allowDuplicates) {
-      const { id = null, reason } = compareRow(row, identity, known, sent, options);
-      if (id !== null) return { ...row, outcome: "link", id, reason };
-      if (reason !== null) return storeReason(db, row, "held", reason);
+      const match = compareRow(row, known, sent, options.linkDuplicates);
+      if (match?.id) return { ...row, outcome: "link", ...match };
+      if (match !== undefined) return storeReason(db, row, "held", match.reason);
     }
-    if (row.hasOptOut)
-      return storeReason(
-        db,
-        row,
-        "held",
-        "email_unsubscribed is set, and Square would create the customer as subscribed",
-      );
+    if (row.hasOptOut) return storeReason(db, row, "held", OPT_OUT_REASON);
     // A row without a reference_id is sent with its key in that field, because search finds a
-    // customer by reference_id.
+    // customer by reference_id, and not by idempotency key.
     const referenceId = customer.referenceId ?? row.idempotencyKey;
-    const problem = storeKey(db, row, referenceId);
+    const problem = updateRow(
+      db,
+      row,
+      `idempotency_key = ?, push_error = NULL,
+       reference_id = iif(trim(coalesce(reference_id, '')) = '', ?, reference_id)`,
+      [row.idempotencyKey, referenceId],
+    );
     if (problem !== undefined)
       return storeReason(db, row, "refused", `the table does not accept it: ${problem}`);
-    sent.add(localId);
-    const outcome = row.inDoubt && found === undefined ? "look up" : "create";
+    sent.add(row.localId);
+    const outcome = row.inDoubt && options.isDryRun ? "look up" : "create";
     return { ...row, customer: { ...customer, referenceId }, outcome };
   });
-  return { rows, changes };
-}
-
-function createPushRow(stored: Row, customer: NewCustomer): PushRow {
-  const storedKey = readKey(stored);
-  return {
-    localId: Number(stored.local_id),
-    idempotencyKey: storedKey || crypto.randomUUID(),
-    customer,
-    // The file does not record the request itself. If the script was killed before it, the row has
-    // a key and was never sent.
-    inDoubt: storedKey !== "",
-    hasOptOut: hasOptOut(stored),
-    outcome: "create",
-    id: null,
-    reason: null,
-  };
-}
-
-function readKey(row: Row): string {
-  return String(row.idempotency_key ?? "").trim();
 }
 
 /**
@@ -233,41 +234,19 @@ function readKey(row: Row): string {
  * If that is unclear, the row is sent again with its key: then Square itself knows the customer.
  */
 function findOwnCustomer(
+  { idempotencyKey, identity }: PushRow,
   found: readonly Square.Customer[],
-  idempotencyKey: string,
-  identity: Identity,
 ): CustomerRow | undefined {
-  const references = [idempotencyKey, identity.reference_id];
   // Square's search ignores the case of a reference_id.
   const possible = found
-    .filter(({ referenceId = "" }) => references.includes(String(referenceId)))
     .map(buildRow)
     .filter(
       (customer) =>
         customer.reference_id === idempotencyKey ||
-        !isOtherPerson(buildIdentity(customer), identity),
+        (customer.reference_id === identity.reference_id &&
+          !isOtherPerson(buildIdentity(customer), identity)),
     );
   return possible.length === 1 ? possible[0] : undefined;
-}
-
-/**
- * Stores the idempotency key of a row before it is sent. If the key existed only in memory and the
- * script were killed after the request, the next run would create the customer a second time.
- * @returns the problem, if the table does not keep it
- */
-function storeKey(db: Database, row: PushRow, referenceId: string): string | undefined {
-  try {
-    const stored = readValue(
-      db,
-      `UPDATE OR ABORT customers SET idempotency_key = ?, push_error = NULL,
-         reference_id = iif(trim(coalesce(reference_id, '')) = '', ?, reference_id)
-       WHERE local_id = ? RETURNING local_id`,
-      [row.idempotencyKey, referenceId, row.localId],
-    );
-    return stored === null ? "a trigger ignores it" : undefined;
-  } catch (error) {
-    return messageOf(error);
-  }
 }
 
 // ---- The data to send ----
@@ -290,35 +269,31 @@ export function buildCustomer(
     if (sent === undefined) continue;
     const { text, problem } = cleanValue(row[column], sent, countries);
     if (problem !== undefined) problems.push(`${column} ${problem}`);
-    else if (text !== "") setField(customer, square, text);
+    if (!text) continue;
+    // A field such as `address.country` is inside an object.
+    const [first = "", second] = square.split(".");
+    const object: unknown = Reflect.get(customer, first);
+    const value = second === undefined ? text : { ...Object(object), [second]: text };
+    Object.assign(customer, { [first]: value });
   }
   return { customer, problems };
 }
 
-function setField(customer: NewCustomer, field: SquareField, text: string): void {
-  const [first = "", second] = field.split(".");
-  if (second === undefined) Object.assign(customer, { [first]: text });
-  else if (first === "address") customer.address = { ...customer.address, [second]: text };
-  else customer.taxIds = { ...customer.taxIds, [second]: text }; // the only other object
-}
-
 // ---- Possible duplicates ----
 
-/** A row of the file that a row can be compared with. */
-interface KnownRow {
-  localId: number;
+/** A row that the selected rows are compared with. */
+interface KnownRow extends LocalRow {
   /** The customer of the row. A merged row counts as the customer that it was merged into. */
   customerId: string | null;
-  /** The row was sent, and may be in Square. */
-  inDoubt: boolean;
-  /** Without this, the same person could be created as subscribed from a second row. */
-  hasOptOut: boolean;
-  identity: Identity;
 }
+
+// Shorter phone numbers are local ones, which different customers can have.
+const MIN_PHONE_DIGITS = 9;
 
 /** Lists the values by which equal rows are found. Equal phone numbers have the same last digits. */
 function listValues({ email_address, phone_number, reference_id }: Identity): string[] {
-  return [email_address, phone_number.slice(-9), reference_id].filter((value) => value !== "");
+  const lastDigits = phone_number.slice(-MIN_PHONE_DIGITS);
+  return [email_address, lastDigits, reference_id].filter((value) => value !== "");
 }
 
 /** Reads the rows of the file that have a value of one of the given rows, and all unpushed rows. */
@@ -335,11 +310,8 @@ function readKnownRows(db: Database, rows: readonly Row[]): KnownRow[] {
        OR merged_into IN (SELECT id FROM customers WHERE id IS NOT NULL AND ${NOT_DELETED})`,
   );
   const known = stored.map((row) => ({
-    localId: Number(row.local_id),
+    ...readLocalRow(row),
     customerId: row.customer_id === null ? null : String(row.customer_id),
-    inDoubt: readKey(row) !== "",
-    hasOptOut: hasOptOut(row),
-    identity: buildIdentity(row),
   }));
   return known.filter(
     ({ customerId, identity }) =>
@@ -347,99 +319,111 @@ function readKnownRows(db: Database, rows: readonly Row[]): KnownRow[] {
   );
 }
 
-// Shorter numbers are local ones, which different customers can have.
-const MIN_PHONE_DIGITS = 9;
-
-/**
- * True if two phone numbers are the same. One can lack the country code, so one ends with the other.
- */
-function isSamePhone(one: string, other: string): boolean {
-  const isLongEnough = Math.min(one.length, other.length) >= MIN_PHONE_DIGITS;
-  return isLongEnough && (one.endsWith(other) || other.endsWith(one));
-}
-
 /** Returns the column in which two rows are the same, if they are a possible duplicate. */
 function findSameColumn(one: Identity, other: Identity): keyof Identity | undefined {
-  const isEqual = (column: keyof Identity) => one[column] !== "" && one[column] === other[column];
-  if (isEqual("email_address")) return "email_address";
-  if (isEqual("reference_id")) return "reference_id";
-  const isFamily = isOtherPerson(one, other); // with one telephone
-  return isSamePhone(one.phone_number, other.phone_number) && !isFamily
-    ? "phone_number"
-    : undefined;
+  for (const column of ["email_address", "reference_id"] as const)
+    if (one[column] !== "" && one[column] === other[column]) return column;
+  const [phone, otherPhone] = [one.phone_number, other.phone_number];
+  if (Math.min(phone.length, otherPhone.length) < MIN_PHONE_DIGITS) return undefined;
+  // One of two equal numbers can lack the country code. A family can have one telephone.
+  const isSamePhone = phone.endsWith(otherPhone) || otherPhone.endsWith(phone);
+  return isSamePhone && !isOtherPerson(one, other) ? "phone_number" : undefined;
 }
 
 /**
  * Compares a row with the others.
  * @param sent the rows that are sent before this one
- * @returns the customer to link it to, and what is the same; or only why to hold it; or neither
+ * @returns why the row waits, and the customer to link it to, if it is clear; undefined = send it
  */
 function compareRow(
   row: PushRow,
-  identity: Identity,
   known: readonly KnownRow[],
   sent: ReadonlySet<number>,
-  { linkDuplicates }: PushOptions,
-): { id?: string; reason: string | null } {
-  const { localId, idempotencyKey, inDoubt } = row;
+  linkDuplicates: boolean,
+): { id: string | null; reason: string } | undefined {
+  const { inDoubt, identity } = row;
   const { reference_id } = identity;
-  const others = known.filter((other) => other.localId !== localId);
+  const others = known.filter(({ localId }) => localId !== row.localId);
 
-  // Rule of the reference_id: exactly one customer and one unpushed row have it.
+  // A reference_id that exactly one customer and one unpushed row have identifies the customer.
   const withReference = others.filter(
     (other) => reference_id !== "" && other.identity.reference_id === reference_id,
   );
-  const owners = new Set(withReference.map(({ customerId }) => customerId));
-  const [owner] = owners;
-  const isOther = withReference.every((other) => isOtherPerson(other.identity, identity));
-  if (!inDoubt && owners.size === 1 && owner && !isOther)
+  const owner = findOnlyCustomer(withReference);
+  const isSamePerson = withReference.some((other) => !isOtherPerson(other.identity, identity));
+  if (owner !== null && isSamePerson && !inDoubt)
     return { id: owner, reason: `same reference_id as customer ${owner}` };
 
   // A pull can have saved the customer of a row in doubt as another row. That is not a duplicate.
-  const isOwnCustomer = ({ identity: other }: KnownRow) =>
-    inDoubt && [reference_id, idempotencyKey].includes(other.reference_id);
-  const isCompared = (other: KnownRow) =>
-    other.customerId !== null || other.inDoubt || other.hasOptOut || sent.has(other.localId);
-  const matches = others.filter(
-    (other) =>
-      isCompared(other) &&
-      findSameColumn(identity, other.identity) !== undefined &&
-      !isOwnCustomer(other),
-  );
+  const ownReferences = [row.idempotencyKey, reference_id].filter((text) => text !== "");
+  const matches = others.filter((other) => {
+    const isOwn = inDoubt && ownReferences.includes(other.identity.reference_id);
+    // Without opt-outs, the same person could be created as subscribed from a second row.
+    const isCompared =
+      other.customerId !== null || other.inDoubt || other.hasOptOut || sent.has(other.localId);
+    return isCompared && !isOwn && findSameColumn(identity, other.identity) !== undefined;
+  });
   const [match] = matches;
-  if (match === undefined) return { reason: null };
+  if (match === undefined) return undefined;
   const customer = match.customerId === null ? "" : `, customer ${match.customerId}`;
   const column = findSameColumn(identity, match.identity);
   const reason = `same ${column} as row ${match.localId}${customer}`;
-  if (!linkDuplicates) return { reason };
-
-  const customers = new Set(matches.map(({ customerId }) => customerId));
-  const [id = null] = customers;
-  const ofCustomer = others.filter(({ customerId }) => id !== null && customerId === id);
-  const references = ofCustomer.map((other) => other.identity.reference_id);
-  const isWantedTwice = others.some(
-    (other) =>
-      other.customerId === null &&
-      ofCustomer.some((one) => findSameColumn(one.identity, other.identity) !== undefined),
-  );
-  let obstacle: string | undefined;
-  if (inDoubt) obstacle = "it may have been sent already";
-  else if (customers.size > 1 || id === null) obstacle = "it matches several rows";
-  else if (
-    reference_id !== "" &&
-    references.some((other) => other !== "" && other !== reference_id)
-  )
-    obstacle = "the customer has another reference_id";
-  else if (isWantedTwice) obstacle = "another row matches the customer too";
-  return obstacle === undefined && id !== null
-    ? { id, reason }
-    : { reason: `${reason}; not linked: ${obstacle}` };
+  if (!linkDuplicates) return { id: null, reason };
+  const id = findOnlyCustomer(matches);
+  const obstacle = findObstacle(row, id, others);
+  if (obstacle === undefined) return { id, reason };
+  return { id: null, reason: `${reason}; not linked: ${obstacle}` };
 }
 
-// ---- Reasons ----
+/** Returns the customer of rows; null if they have several, or if one is not in Square. */
+function findOnlyCustomer(rows: readonly KnownRow[]): string | null {
+  const [id = null, ...otherIds] = new Set(rows.map(({ customerId }) => customerId));
+  return otherIds.length === 0 ? id : null;
+}
+
+/** Returns why a row cannot be linked to the customer that it matches. */
+function findObstacle(
+  { inDoubt, identity: { reference_id } }: PushRow,
+  id: string | null,
+  others: readonly KnownRow[],
+): string | undefined {
+  if (inDoubt) return "it may have been sent already";
+  if (id === null) return "it matches several rows";
+  const ofCustomer = others.filter(({ customerId }) => customerId === id);
+  const references = ["", reference_id];
+  if (
+    reference_id !== "" &&
+    ofCustomer.some(({ identity }) => !references.includes(identity.reference_id))
+  )
+    return "the customer has another reference_id";
+  const unpushed = others.filter(({ customerId }) => customerId === null);
+  const isWantedTwice = unpushed.some((other) =>
+    ofCustomer.some((one) => findSameColumn(one.identity, other.identity) !== undefined),
+  );
+  return isWantedTwice ? "another row matches the customer too" : undefined;
+}
+
+// ---- What has happened ----
+
+/** @returns the problem, if the table does not accept the change of an unpushed row */
+function updateRow(
+  db: Database,
+  { localId }: PushRow,
+  assignments: string,
+  values: SqlValue[],
+): string | undefined {
+  const sql = `UPDATE OR ABORT customers SET ${assignments}
+    WHERE local_id = ? AND ${UNPUSHED} RETURNING local_id`;
+  try {
+    const stored = readValue(db, sql, [...values, localId]);
+    return stored === null ? "a trigger ignores it" : undefined;
+  } catch (error) {
+    return messageOf(error);
+  }
+}
 
 /**
- * Stores why a row is held or refused.
+ * Stores why a row is held or refused. If the table does not accept that, it is only printed.
  * @param clearsKey Square's own answer proves that nothing was created. Clears the idempotency key,
  *   and the reference_id that is its copy
  */
@@ -450,18 +434,22 @@ export function storeReason(
   reason: string,
   clearsKey: boolean = false,
 ): PushRow {
-  const clear = `, idempotency_key = NULL, reference_id = nullif(reference_id, idempotency_key)`;
-  const sql = `UPDATE OR ABORT customers SET push_error = ?${clearsKey ? clear : ""}
-    WHERE local_id = ? AND ${UNPUSHED}`;
-  try {
-    db.run(sql, [reason, row.localId]);
-  } catch {
-    // A trigger of the table does not accept the write. The reason is printed anyway.
-  }
+  const clear = ", idempotency_key = NULL, reference_id = nullif(reference_id, idempotency_key)";
+  updateRow(db, row, `push_error = ?${clearsKey ? clear : ""}`, [reason]);
   return { ...row, outcome, reason };
 }
 
-/** The reason of a row whose customer exists in Square, but could not be saved in the file. */
-export function describeUnsaved(id: string, problem: string): string {
-  return `it is customer ${id} in Square, but the table does not accept that: ${problem}`;
+/** Completes a row whose customer was saved. If the table did not accept it, the row is held. */
+export function completeRow(
+  db: Database,
+  row: PushRow,
+  outcome: "created" | "linked",
+  id: string,
+  { changes, notSaved }: SaveResult,
+): PushRow {
+  const problem = notSaved.find((one) => one.id === id);
+  if (problem === undefined)
+    return { ...row, outcome, id, changes: changes.filter((change) => change.id === id) };
+  const reason = `it is customer ${id} in Square, but the table does not accept that: ${problem.reason}`;
+  return storeReason(db, row, "held", reason);
 }

@@ -1,8 +1,7 @@
 /** Sends prepared rows to Square, and saves the replies. */
 import type { Database } from "sql.js";
 import type { Square, SquareClient } from "square";
-import { loadSquare } from "./client.ts";
-import { NOT_DELETED, reportSaved, saveCustomers, UNPUSHED } from "./customers.ts";
+import { NOT_DELETED, reportSaved, saveCustomers } from "./customers.ts";
 import { formatNumber, type Result, type RunContext } from "./internal/cli.ts";
 import { SyncError } from "./internal/errors.ts";
 import { readRows } from "./internal/sql.ts";
@@ -16,24 +15,18 @@ import {
   type SquareErrorEntry,
 } from "./internal/square-errors.ts";
 import type { Traffic } from "./internal/strict-fetch.ts";
-import { buildRow } from "./mapping.ts";
+import { buildRow, type CustomerRow } from "./mapping.ts";
 import { searchPages } from "./paging.ts";
 import {
-  describeUnsaved,
+  completeRow,
   type NewCustomer,
   type Outcome,
   type PushOptions,
-  type PushResult,
   type PushRow,
   type SelectedRow,
   storeReason,
 } from "./prepare.ts";
 import { formatCounts, pickCounts, recordRun } from "./runs.ts";
-
-/** Returns the country codes that the SDK knows. */
-export function listCountries(): ReadonlySet<string> {
-  return new Set(Object.values(loadSquare().Square.Country));
-}
 
 /**
  * Looks up rows in doubt by reference_id.
@@ -44,17 +37,16 @@ export async function findInSquare(
   square: SquareClient,
   rows: readonly SelectedRow[],
 ): Promise<Map<number, Square.Customer[]>> {
-  const inDoubt = rows.filter(({ references }) => references.length > 0);
-  const entries = inDoubt.map(
-    async ({ localId, references }): Promise<[number, Square.Customer[]]> => {
-      const customers = new Map<string | undefined, Square.Customer>();
-      for (const exact of references)
-        for await (const page of searchPages(square, { referenceId: { exact } }))
-          for (const customer of page.customers) customers.set(customer.id, customer);
-      return [localId, [...customers.values()]];
-    },
-  );
-  return new Map(await Promise.all(entries));
+  const found = new Map<number, Square.Customer[]>();
+  const lookUp = async ({ localId, references }: SelectedRow): Promise<void> => {
+    const customers = new Map<string | undefined, Square.Customer>();
+    for (const exact of references)
+      for await (const page of searchPages(square, { referenceId: { exact } }))
+        for (const customer of page.customers) customers.set(customer.id, customer);
+    found.set(localId, [...customers.values()]);
+  };
+  await Promise.all(rows.map(lookUp));
+  return found;
 }
 
 /** What Square replied for one row: a customer, errors, or neither, which means that it is unknown. */
@@ -65,7 +57,10 @@ export interface Reply {
 }
 
 /**
- * Creates customers in Square.
+ * Creates customers in Square. If Square rejects the whole call, the rows that its errors name are
+ * taken out, and the others are sent again. If the errors name none, each row is sent alone. That is
+ * a bulk call of one: Square does not document whether its idempotency keys also count for
+ * CreateCustomer.
  * @param useBulk false = one CreateCustomer for each row
  * @returns a reply for each row. In it, `row.inDoubt` is true if an attempt of this row had no
  *   answer, in this run or an earlier one
@@ -77,50 +72,46 @@ export async function createCustomers(
   rows: readonly PushRow[],
   useBulk: boolean,
 ): Promise<Reply[]> {
-  const groups = useBulk ? [rows] : rows.map((row) => [row]);
   const replies: Reply[] = [];
-  for (const group of groups) replies.push(...(await sendGroup(square, traffic, group, useBulk)));
+  // Each group is sent with one request. The loop adds the groups that are sent again.
+  const groups = useBulk ? [rows] : rows.map((row) => [row]);
+  for (const group of groups) {
+    if (group.length === 0) continue;
+    const unansweredBefore = traffic.unanswered;
+    let responses: Record<string, Square.CreateCustomerResponse> = {};
+    let rejection: SquareErrorEntry[] = [];
+    try {
+      responses = await requestCreation(square, group, useBulk);
+    } catch (error) {
+      rejection = findContentErrors(error) ?? [];
+      if (rejection.length === 0) throw error;
+    }
+    // The SDK has repeated the request. An attempt without an answer may have created the customers.
+    const wasUnanswered = traffic.unanswered > unansweredBefore;
+    const others: PushRow[] = [];
+    for (const prepared of group) {
+      const row = { ...prepared, inDoubt: prepared.inDoubt || wasUnanswered };
+      const response = responses[row.idempotencyKey];
+      // In a bulk call, the field is `customers.<idempotency key>` or `customers.<key>.country`.
+      const prefix = `customers.${row.idempotencyKey}.`;
+      const ownErrors = rejection.filter(
+        ({ field }) => group.length === 1 || `${field}.`.startsWith(prefix),
+      );
+      if (rejection.length > 0 && ownErrors.length === 0) others.push(row);
+      else {
+        const errors = [...ownErrors, ...readErrors(response)];
+        replies.push({ row, customer: response?.customer, errors });
+      }
+    }
+    if (others.length < group.length) groups.push(others);
+    else groups.push(...others.map((row) => [row]));
+  }
   return replies;
 }
 
 /**
- * Sends rows with one request. If Square rejects the whole call, the rows that its errors name are
- * taken out, and the others are sent again. If the errors name none, each row is sent alone. That is
- * a bulk call of one: Square does not document whether its idempotency keys also count for
- * CreateCustomer.
- */
-async function sendGroup(
-  square: SquareClient,
-  traffic: Traffic,
-  rows: readonly PushRow[],
-  useBulk: boolean,
-): Promise<Reply[]> {
-  if (rows.length === 0) return [];
-  const unansweredBefore = traffic.unanswered;
-  const { responses, errors } = await requestCreation(square, rows, useBulk);
-  const isUnanswered = traffic.unanswered > unansweredBefore;
-  const sent = rows.map((row) => ({ ...row, inDoubt: row.inDoubt || isUnanswered }));
-  if (responses !== undefined)
-    return sent.map((row) => {
-      const response = responses[row.idempotencyKey];
-      return { row, customer: response?.customer, errors: readErrors(response) };
-    });
-  if (sent.length === 1) return sent.map((row) => ({ row, errors }));
-  const named: Reply[] = [];
-  const others: PushRow[] = [];
-  for (const row of sent) {
-    const ownErrors = listErrorsOf(row, errors);
-    if (ownErrors.length > 0) named.push({ row, errors: ownErrors });
-    else others.push(row);
-  }
-  const groups = named.length > 0 ? [others] : others.map((row) => [row]);
-  for (const group of groups) named.push(...(await sendGroup(square, traffic, group, useBulk)));
-  return named;
-}
-
-/**
  * Makes one request.
- * @returns the response for each idempotency key, or the errors with which Square rejected the call
+ * @returns the response for each idempotency key
  * @see https://developer.squareup.com/reference/square/customers-api/bulk-create-customers
  * @see https://developer.squareup.com/reference/square/customers-api/create-customer
  */
@@ -128,32 +119,17 @@ async function requestCreation(
   square: SquareClient,
   rows: readonly PushRow[],
   useBulk: boolean,
-): Promise<{
-  responses?: Record<string, Square.CreateCustomerResponse>;
-  errors: SquareErrorEntry[];
-}> {
-  try {
+): Promise<Record<string, Square.CreateCustomerResponse>> {
+  if (useBulk) {
     const customers: Record<string, NewCustomer> = {};
     for (const { idempotencyKey, customer } of rows) customers[idempotencyKey] = customer;
-    if (useBulk) {
-      const { responses = {} } = await square.customers.batchCreate({ customers });
-      return { responses, errors: [] };
-    }
-    const responses: Record<string, Square.CreateCustomerResponse> = {};
-    for (const [idempotencyKey, customer] of Object.entries(customers))
-      responses[idempotencyKey] = await square.customers.create({ ...customer, idempotencyKey });
-    return { responses, errors: [] };
-  } catch (error) {
-    const errors = findContentErrors(error);
-    if (errors === undefined) throw error;
-    return { errors };
+    const { responses = {} } = await square.customers.batchCreate({ customers });
+    return responses;
   }
-}
-
-/** Lists the errors of a bulk call that are about one row: `customers.<idempotency key>.…`. */
-function listErrorsOf(row: PushRow, errors: SquareErrorEntry[]): SquareErrorEntry[] {
-  const prefix = `customers.${row.idempotencyKey}`;
-  return errors.filter(({ field }) => field === prefix || field.startsWith(`${prefix}.`));
+  const responses: Record<string, Square.CreateCustomerResponse> = {};
+  for (const { idempotencyKey, customer } of rows)
+    responses[idempotencyKey] = await square.customers.create({ ...customer, idempotencyKey });
+  return responses;
 }
 
 /**
@@ -175,33 +151,26 @@ export function saveReplies(
   db: Database,
   context: RunContext,
   replies: readonly Reply[],
-): PushResult {
-  const created = replies.flatMap(({ customer }) => (customer?.id ? [buildRow(customer)] : []));
-  const createdFrom = new Map(
-    replies.map(({ row, customer }) => [customer?.id ?? "", row.idempotencyKey] as const),
-  );
+): PushRow[] {
+  const created: CustomerRow[] = [];
+  const createdFrom = new Map<string, string>();
+  for (const { row, customer } of replies) {
+    if (!customer?.id) continue;
+    created.push(buildRow(customer));
+    createdFrom.set(customer.id, row.idempotencyKey);
+  }
   const saved = saveCustomers(db, created, context.startedAt, createdFrom);
-  const unsaved = new Map(saved.notSaved.map(({ id, reason }) => [id, reason]));
-  const rows = replies.map(({ row, customer, errors }): PushRow => {
-    if (customer?.id) {
-      const { id } = customer;
-      const problem = unsaved.get(id);
-      if (problem === undefined) return { ...row, outcome: "created", id };
-      return storeReason(db, row, "held", describeUnsaved(id, problem));
-    }
-    const words = formatErrors(errors.map((error) => ({ ...error, field: nameField(row, error) })));
-    const reason = `Square returned ${words || "no customer"}`;
+  return replies.map(({ row, customer, errors }): PushRow => {
+    if (customer?.id) return completeRow(db, row, "created", customer.id, saved);
+    // The field is `customers.<idempotency key>.email_address` or `email_address`.
+    const prefix = `customers.${row.idempotencyKey}.`;
+    const named = errors.map((error) => ({ ...error, field: error.field.replace(prefix, "") }));
+    const reason = `Square returned ${formatErrors(named) || "no customer"}`;
     if (!isContentRejected(errors)) return { ...row, outcome: "later", reason };
     if (errors.some(({ code }) => code === "IDEMPOTENCY_KEY_REUSED"))
       return storeReason(db, row, "held", `${reason}: it was edited after it was sent`);
     return storeReason(db, row, "refused", reason, !row.inDoubt);
   });
-  return { rows, changes: saved.changes };
-}
-
-// The field is `customers.<idempotency key>.email_address` or `email_address`.
-function nameField(row: PushRow, { field }: SquareErrorEntry): string {
-  return field.replace(`customers.${row.idempotencyKey}.`, "");
 }
 
 /**
@@ -220,40 +189,21 @@ export function requireAcceptedToken(replies: readonly Reply[]): void {
 export function finishPush(
   db: Database,
   context: RunContext,
-  { source, createdSince, limit }: PushOptions,
-  { rows, changes }: PushResult,
-  isDryRun: boolean,
+  options: PushOptions,
+  rows: readonly PushRow[],
 ): Result {
+  const { createdSince, isDryRun } = options;
   const count = (outcome: Outcome) => rows.filter((row) => row.outcome === outcome).length;
   const [refused, held, later] = [count("refused"), count("held"), count("later")];
   const done = { created: count("created"), linked: count("linked"), refused, held };
   const record = recordRun(db, context, { since: createdSince, ...done });
-  const taken = new Set(rows.map(({ localId }) => localId));
-  const inSquare = `SELECT local_id FROM customers WHERE id IS NOT NULL AND ${NOT_DELETED}`;
-  const unpushed = readIds(db, `SELECT local_id FROM customers WHERE ${UNPUSHED}`);
-  const leftOut = unpushed.filter((localId) => !taken.has(localId)).length;
-  const edited = readIds(db, `${inSquare} AND edited_at <> ''`).length;
-  const withOwnId = readIds(db, `${inSquare} AND coalesce(synced_at, '') = ''`);
-
+  const { leftOut, edited, withOwnId, notes } = describeOtherRows(db, options, rows);
   const reasons = rows
     .filter(({ reason }) => reason !== null)
     .map(({ localId, outcome, reason }) => `row ${localId} is ${outcome}: ${reason}`);
-  const isNarrowed = source !== undefined || createdSince !== null || limit !== undefined;
-  if (isNarrowed && leftOut > 0)
-    reasons.push(
-      `${formatNumber(leftOut, "other row")} left out by --source, --created-since or --limit`,
-    );
-  if (edited > 0)
-    reasons.push(
-      `${formatNumber(edited, "edited row")} of customers in Square not sent: see "Edits in the file" in README.md`,
-    );
-  if (withOwnId.length > 0)
-    reasons.push(
-      `not sent, because their id is not from Square: row ${withOwnId.join(", ")}; move your own number to reference_id, and set id to NULL`,
-    );
-  const saved = reportSaved({ changes, notSaved: [] });
+  const saved = reportSaved({ changes: rows.flatMap(({ changes }) => changes), notSaved: [] });
   const waiting = [
-    formatCounts({ refused, held, "not sent because of their id": withOwnId.length }),
+    formatCounts({ refused, held, "not sent because of their id": withOwnId }),
     saved.waiting,
   ].filter((text) => text !== "");
 
@@ -262,45 +212,75 @@ export function finishPush(
     "would be looked up": count("look up"),
     "would be linked": count("link"),
   };
-  const counts = formatCounts({ ...plans, ...done }) || "none is done";
   const selected = formatNumber(rows.length, "row");
+  const counts = formatCounts({ ...plans, ...done }) || "none is done";
   const summary = rows.length === 0 ? "no rows to push" : `${selected} selected: ${counts}`;
   const json = { selected: rows.length, leftOut, edited, ...pickCounts(record), dryRun: isDryRun };
-  const result: Result = {
+  return {
     ...saved,
-    reasons,
+    reasons: [...reasons, ...notes],
     waiting: waiting.join(", "),
     summary: isDryRun ? `dry run: ${summary}; nothing was sent or saved` : summary,
     json: { ...json, rows: rows.map(describeForProgram) },
-    table: isDryRun && rows.length > 0 ? [PLAN_HEADER, ...rows.map(describeForPerson)] : [],
-    ...(refused + held > 0 && { nextStep: NEXT_STEP }),
+    table: isDryRun && rows.length > 0 ? buildPlan(rows) : [],
+    ...(refused + held > 0 && {
+      nextStep:
+        "correct a refused row and run it again; for a held row, --link-duplicates if it is the same customer, --allow-duplicates if not, or delete the row",
+    }),
+    error:
+      later === 0
+        ? undefined
+        : new SyncError(
+            "temporary",
+            `Cannot create ${later} of ${selected} yet: Square did not answer for them, or another program changed them`,
+            "run it again later: these rows keep their idempotency keys",
+          ),
   };
-  if (later > 0)
-    result.error = new SyncError(
-      "temporary",
-      `Cannot create ${later} of ${selected} yet: Square did not answer for them, or another program changed them`,
-      "run it again later: these rows keep their idempotency keys",
-    );
-  return result;
 }
 
-const NEXT_STEP =
-  "correct a refused row and run it again; for a held row, --link-duplicates if it is the same customer, --allow-duplicates if not, or delete the row";
+/** Counts the rows that this run did not take, and describes why they are not sent. */
+function describeOtherRows(
+  db: Database,
+  { source, createdSince, limit }: PushOptions,
+  rows: readonly PushRow[],
+) {
+  const readIds = (condition: string) => {
+    const sql = `SELECT local_id FROM customers WHERE ${NOT_DELETED} AND ${condition}`;
+    return readRows(db, sql).map(({ local_id }) => Number(local_id));
+  };
+  const taken = new Set(rows.map(({ localId }) => localId));
+  const leftOut = readIds("id IS NULL").filter((localId) => !taken.has(localId)).length;
+  const edited = readIds("id IS NOT NULL AND edited_at <> ''").length;
+  // The scripts set synced_at when they save a customer of Square.
+  const withOwnId = readIds("id IS NOT NULL AND coalesce(synced_at, '') = ''");
+  const notes: string[] = [];
+  const isNarrowed = source !== undefined || createdSince !== null || limit !== undefined;
+  if (isNarrowed && leftOut > 0)
+    notes.push(
+      `${formatNumber(leftOut, "other row")} left out by --source, --created-since or --limit`,
+    );
+  if (edited > 0)
+    notes.push(
+      `${formatNumber(edited, "edited row")} of customers in Square not sent: see "Edits in the file" in README.md`,
+    );
+  if (withOwnId.length > 0)
+    notes.push(
+      `not sent, because their id is not from Square: row ${withOwnId.join(", ")}; move your own number to reference_id, and set id to NULL`,
+    );
+  return { leftOut, edited, withOwnId: withOwnId.length, notes };
+}
 
-const PLAN_HEADER = ["row", "plan", "name", "email", "phone"];
-
-function describeForPerson({ localId, outcome, customer }: PushRow): string[] {
-  const { givenName, familyName, companyName, emailAddress, phoneNumber } = customer;
-  const name = [givenName, familyName].filter(Boolean).join(" ") || companyName;
-  return [`${localId}`, outcome, name ?? "", emailAddress ?? "", phoneNumber ?? ""];
+function buildPlan(rows: readonly PushRow[]): string[][] {
+  const lines = rows.map(({ localId, outcome, customer }) => {
+    const { givenName, familyName, companyName, emailAddress, phoneNumber } = customer;
+    const name = [givenName, familyName].filter(Boolean).join(" ") || companyName;
+    return [`${localId}`, outcome, name ?? "", emailAddress ?? "", phoneNumber ?? ""];
+  });
+  return [["row", "plan", "name", "email", "phone"], ...lines];
 }
 
 function describeForProgram({ localId, outcome, id, reason }: PushRow) {
   const isPlan = ["create", "look up", "link"].includes(outcome);
   const word = isPlan ? `would-${outcome.replace(" ", "-")}` : outcome;
   return { local_id: localId, outcome: word, id, reason };
-}
-
-function readIds(db: Database, sql: string): number[] {
-  return readRows(db, sql).map(({ local_id }) => Number(local_id));
 }

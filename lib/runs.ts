@@ -1,5 +1,5 @@
 /** The table sync_runs: a log of all runs, and the watermarks from which the next runs continue. */
-import type { Database, SqlValue } from "sql.js";
+import type { Database } from "sql.js";
 import { computeStartTime } from "./client.ts";
 import type { SaveResult } from "./customers.ts";
 import { formatNumber, type RunContext } from "./internal/cli.ts";
@@ -23,7 +23,6 @@ const NO_COUNTS = {
 
 export type Counts = typeof NO_COUNTS;
 
-/** What a run did: the row of sync_runs. */
 export interface RunRecord extends Counts {
   since: string | null;
   until: string | null;
@@ -31,11 +30,7 @@ export interface RunRecord extends Counts {
   watermark: string | null;
 }
 
-/**
- * Adds a run to sync_runs. Call it in the step that saves the customers of the run.
- * @param values what is not zero or null
- * @param saved the changes of the run, which are counted
- */
+/** Adds a run to sync_runs. Call it in the step that saves the customers of the run. */
 export function recordRun(
   db: Database,
   context: RunContext,
@@ -45,7 +40,7 @@ export function recordRun(
   const record = { since: null, until: null, watermark: null, ...NO_COUNTS, unchanged, ...values };
   for (const { outcome } of changes) record[outcome]++;
   const startedAt = formatTime(computeStartTime(context));
-  const run: Record<string, SqlValue> = {
+  const run = {
     script: context.script,
     environment: context.square.environment,
     started_at: startedAt,
@@ -56,11 +51,9 @@ export function recordRun(
     retries: context.traffic.retries,
     ...record,
   };
-  const columns = Object.keys(run);
-  db.run(
-    `INSERT INTO sync_runs (${columns.join(", ")}) VALUES (${columns.map(() => "?").join(", ")})`,
-    Object.values(run),
-  );
+  const columns = Object.keys(run).join(", ");
+  const places = Object.keys(run).map(() => "?");
+  db.run(`INSERT INTO sync_runs (${columns}) VALUES (${places.join(", ")})`, Object.values(run));
   return record;
 }
 
@@ -84,8 +77,15 @@ export function formatCounts(counts: Record<string, number>): string {
  * and proves nothing.
  * @returns RFC 3339; null before the first complete run
  */
-export function readWatermark(db: Database, script: string): string | null {
-  return readTime(db, "max", script);
+export function readWatermark(
+  db: Database,
+  script: string,
+  which: "max" | "min" = "max",
+): string | null {
+  const sql = `SELECT ${which}(watermark) FROM sync_runs
+    WHERE script = ? AND watermark <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')`;
+  const time = readValue(db, sql, [script]);
+  return time === null ? null : String(time);
 }
 
 /**
@@ -94,46 +94,27 @@ export function readWatermark(db: Database, script: string): string | null {
  * so their watermarks prove nothing about edits.
  */
 export function readUpdateWatermark(db: Database, script: string): string | null {
-  return readWatermark(db, script) ?? readTime(db, "min", "pull-created");
+  return readWatermark(db, script) ?? readWatermark(db, "pull-created", "min");
 }
 
-function readTime(db: Database, which: "min" | "max", script: string): string | null {
-  const sql = `SELECT ${which}(watermark) FROM sync_runs
-    WHERE script = ? AND watermark <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')`;
-  const time = readValue(db, sql, [script]);
-  return typeof time === "string" ? time : null;
-}
-
-/**
- * Builds the result of a pull.
- * @param action what the pull searches for: `created` or `updated`
- * @param missingCount how many customers Square counted and did not return
- * @param error another error of the run
- */
-export function describePull(
-  action: string,
-  record: RunRecord,
-  missingCount: number,
-  error: SyncError | undefined,
-) {
+/** @param action what the pull searches for: `created` or `updated` */
+export function describePull(action: string, record: RunRecord, missingCount: number) {
   const { since, until, fetched } = record;
+  const counts = pickCounts(record);
   // A person needs no seconds: 2026-11-24T02:55Z.
   const format = (time: string) => `${time.slice(0, 16)}Z`;
   const start = since === null ? "since the beginning" : `since ${format(since)}`;
   const span = until === null ? start : `${start} until ${format(until)}`;
-  let shortfall: SyncError | undefined;
-  if (missingCount > 0)
-    shortfall = new SyncError(
-      "failed",
-      `Cannot read all customers: Square counted ${missingCount} more than it returned`,
-      "run it again: what arrived is saved, and the next run reads the same window",
-    );
-  return {
-    summary:
-      fetched === 0
-        ? `no customers ${action} ${span}`
-        : `${formatNumber(fetched, "customer")} fetched ${span}: ${formatCounts(pickCounts(record)) || "none was saved"}`,
-    json: { since, until, ...pickCounts(record) },
-    error: error ?? shortfall,
+  const done = `${formatNumber(fetched, "customer")} fetched ${span}: ${formatCounts(counts) || "none was saved"}`;
+  const result = {
+    summary: fetched === 0 ? `no customers ${action} ${span}` : done,
+    json: { since, until, ...counts },
   };
+  if (missingCount === 0) return result;
+  const error = new SyncError(
+    "failed",
+    `Cannot read all customers: Square counted ${missingCount} more than it returned`,
+    "run it again: what arrived is saved, and the next run reads the same window",
+  );
+  return { ...result, error };
 }

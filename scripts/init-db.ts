@@ -39,11 +39,10 @@ const manual = {
 
 await runScript(manual, async ({ databasePath: path }) => {
   const isNew = !existsSync(path);
-  // SQLite itself says what differs: lib/schema.sql runs in an empty database, and the two are
-  // compared.
   const texts = await createOrUpdateDatabase(path, (db, differences) => {
     // A missing column that holds a field of Square may have been renamed. Only a person knows.
-    requireSchema(differences, path, true);
+    const forPerson = differences.filter(({ advice }) => advice !== undefined);
+    requireSchema(forPerson, path);
     // Create the tables and triggers that do not exist, then add the columns and indexes.
     db.exec(readSchema());
     for (const { statement } of differences) {
@@ -73,11 +72,10 @@ await runScript(manual, async ({ databasePath: path }) => {
     return texts;
   });
 
-  const added = texts.length > 0 ? `added what was missing (${texts.join("; ")})` : "";
+  const done =
+    texts.length > 0 ? `added what was missing (${texts.join("; ")})` : "nothing was missing";
   return {
-    summary: isNew
-      ? `created ${resolve(path)}`
-      : `${path} is ready: ${added || "nothing was missing"}`,
+    summary: isNew ? `created ${resolve(path)}` : `${path} is ready: ${done}`,
     json: { created: isNew, added: texts },
   };
 });

@@ -45,7 +45,6 @@ const manual = {
 
 await runScript(manual, async (context) => {
   const { options, databasePath, startedAt } = context;
-  const { concurrency } = options;
 
   // Square's search shows a customer some seconds or minutes late. The window therefore starts five
   // minutes before the watermark. Reading a customer twice is harmless, because rows are matched by
@@ -53,8 +52,8 @@ await runScript(manual, async (context) => {
   const watermark = await readDatabase(databasePath, (db) => readWatermark(db, SCRIPT));
   const window = resolveWindow(options, watermark, startedAt);
 
-  // Creates the client, and checks that the token belongs to the seller of the file.
-  const { square, account } = await connect(context, concurrency);
+  // Also checks that the token belongs to the seller of the file.
+  const { square, account } = await connect(context, options.concurrency);
 
   // The filter of the SearchCustomers request. To leave customers out, add a condition here, for
   // example creationSource: { values: ["INSTANT_PROFILE"], rule: "EXCLUDE" }.
@@ -64,7 +63,7 @@ await runScript(manual, async (context) => {
   // here and the file is unchanged. Treating it as an empty page would silently lose customers.
   const customers = new Map<string, CustomerRow>();
   let missingCount = 0;
-  const search = { concurrency, divideUntil: startedAt }; // see lib/parallel.ts
+  const search = { concurrency: options.concurrency, divideUntil: startedAt };
   for await (const page of searchCustomers(square, filter, search)) {
     // A customer that is edited during the search can be on two pages. Keep the newer version.
     for (const customer of page.customers) keepLatestVersion(customers, buildRow(customer));
@@ -76,7 +75,7 @@ await runScript(manual, async (context) => {
 
   // Save the customers and the watermark in one step, so that the watermark never covers customers
   // that were not saved.
-  const { saved, record } = await updateDatabase(databasePath, (db) => {
+  return await updateDatabase(databasePath, (db) => {
     saveAccount(db, context, account);
     const saved = saveCustomers(db, [...customers.values()], startedAt);
     // If a customer is missing, this run saves no watermark, and the next one reads the window
@@ -89,10 +88,8 @@ await runScript(manual, async (context) => {
     const after = computeNextWatermark(window, before, computeStartTime(context));
     const watermark = isComplete ? after : null;
     const record = recordRun(db, context, { ...window, watermark, fetched: customers.size }, saved);
-    return { saved, record };
+    return { ...describePull("created", record, missingCount), ...reportSaved(saved) };
   });
-  const report = reportSaved(saved);
-  return { ...report, ...describePull("created", record, missingCount, report.error) };
 });
 
 /*

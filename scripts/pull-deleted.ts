@@ -27,7 +27,6 @@ import { reportSaved, saveCustomers } from "../lib/customers.ts";
 import { readDatabase, updateDatabase } from "../lib/database.ts";
 import {
   compareWithSquare,
-  type GoneCustomer,
   lookUpCustomers,
   markGone,
   readLiveCustomers,
@@ -38,7 +37,7 @@ import { SyncError } from "../lib/internal/errors.ts";
 import { buildRow, type CustomerRow } from "../lib/mapping.ts";
 import type { Filter } from "../lib/paging.ts";
 import { formatCounts, pickCounts, recordRun } from "../lib/runs.ts";
-import { formatTime, SEARCH_LAG_MS } from "../lib/window.ts";
+import { SEARCH_LAG_MS } from "../lib/window.ts";
 
 const SCRIPT = "pull-deleted";
 
@@ -80,17 +79,18 @@ await runScript(manual, async (context) => {
 
   // Search can be wrong about a customer for some minutes. Only this answer decides.
   const lookUps = await lookUpCustomers(square, different);
-  const gone: GoneCustomer[] = [];
-  const existing = new Map<string, CustomerRow>();
-  const liveIds = new Set(live.map(({ id }) => id));
+  const received = new Map<string, CustomerRow>();
+  // The customers of the file that are gone, and the id that each was merged into; null = deleted.
+  const gone = new Map<string, string | null>();
+  const fileIds = new Set(live.map(({ id }) => id));
   for (const [id, customer] of lookUps) {
-    if (customer !== null) existing.set(String(customer.id), buildRow(customer));
-    // Square returns the customer that a merged one became part of, under a new id.
-    const mergedInto = customer === null ? null : String(customer.id);
-    if (liveIds.has(id) && mergedInto !== id) gone.push({ id, mergedInto });
+    // For a merged customer, Square returns the one that it became part of, under another id.
+    const row = customer === null ? undefined : buildRow(customer);
+    if (row !== undefined) received.set(row.id, row);
+    if (fileIds.has(id) && row?.id !== id) gone.set(id, row?.id ?? null);
   }
 
-  const deletedCount = gone.filter(({ mergedInto }) => mergedInto === null).length;
+  const deletedCount = [...gone.values()].filter((mergedInto) => mergedInto === null).length;
   const share = Math.floor(live.length * MAX_DELETED_SHARE);
   const limit = options["max-delete"] ?? Math.max(MAX_DELETED, share);
   if (deletedCount > limit && !isDryRun)
@@ -102,28 +102,25 @@ await runScript(manual, async (context) => {
 
   // A dry run does the same in a copy that is thrown away.
   const change = isDryRun ? readDatabase : updateDatabase;
-  const result = await change(databasePath, (db) => {
+  const { record, marked, ...saved } = await change(databasePath, (db) => {
     saveAccount(db, context, account);
-    const saved = saveCustomers(db, [...existing.values()], startedAt);
-    const marked = markGone(db, gone, formatTime(Date.now()));
+    const { unchanged, ...saved } = saveCustomers(db, [...received.values()], startedAt);
+    const marked = markGone(db, gone);
     const changes = [...saved.changes, ...marked.changes];
     const notSaved = [...saved.notSaved, ...marked.notSaved];
-    const { unchanged } = saved;
-    const record = recordRun(db, context, { fetched: existing.size }, { changes, unchanged });
-    return { record, changes, notSaved, marked };
+    const record = recordRun(db, context, { fetched: received.size }, { changes, unchanged });
+    return { record, marked, changes, notSaved };
   });
 
-  const { record, marked } = result;
-  const mergedInto = new Map(gone.map((one) => [one.id, one.mergedInto]));
-  const rows = marked.changes.map(({ localId, id, outcome }) => ({
-    ...{ local_id: localId, id, outcome, merged_into: mergedInto.get(id) ?? null },
-  }));
-  const counts =
-    formatCounts({ ...pickCounts(record), unchanged: 0 }) || "nothing was deleted or merged";
+  const rows = marked.changes.map(({ localId, id, outcome }) => {
+    return { local_id: localId, id, outcome, merged_into: gone.get(id) ?? null };
+  });
+  const { unchanged, ...changed } = pickCounts(record);
+  const counts = formatCounts(changed) || "nothing was deleted or merged";
   const summary = `${formatNumber(checked, "customer")} checked: ${counts}`;
   const table = rows.map((row) => [`${row.local_id}`, row.id, row.outcome, row.merged_into ?? ""]);
   return {
-    ...reportSaved(result),
+    ...reportSaved(saved),
     summary: isDryRun ? `dry run: ${summary}; nothing was saved` : summary,
     table: isDryRun && table.length > 0 ? [["row", "customer", "is", "merged into"], ...table] : [],
     json: { checked, ...pickCounts(record), dryRun: isDryRun, rows },

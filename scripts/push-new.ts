@@ -27,12 +27,11 @@ import { readDatabase, updateDatabase } from "../lib/database.ts";
 import { count, flag, runScript, text } from "../lib/internal/cli.ts";
 import { SyncError } from "../lib/internal/errors.ts";
 import { prepareLinks, saveLinks } from "../lib/link.ts";
-import { type PushResult, prepareRows, requirePullForPush, selectRows } from "../lib/prepare.ts";
+import { type PushRow, prepareRows, requirePullForPush, selectRows } from "../lib/prepare.ts";
 import {
   createCustomers,
   findInSquare,
   finishPush,
-  listCountries,
   requireAcceptedToken,
   saveReplies,
 } from "../lib/push.ts";
@@ -67,14 +66,15 @@ const manual = {
 
 await runScript(manual, async (context) => {
   const { options, databasePath, startedAt, traffic } = context;
-  const { "created-since": since, "batch-size": batchSize } = options;
+  const { "created-since": since, "dry-run": isDryRun = false } = options;
   const pushOptions = {
     source: options.source,
     createdSince: since === undefined ? null : parseTime("--created-since", since, startedAt),
     limit: options.limit,
-    batchSize,
+    batchSize: isDryRun ? Number.POSITIVE_INFINITY : options["batch-size"],
     allowDuplicates: options["allow-duplicates"] ?? false,
     linkDuplicates: options["link-duplicates"] ?? false,
+    isDryRun,
   };
   if (pushOptions.allowDuplicates && pushOptions.linkDuplicates)
     throw new SyncError(
@@ -82,65 +82,55 @@ await runScript(manual, async (context) => {
       "Cannot use --link-duplicates and --allow-duplicates together",
       "one of them",
     );
-  // If a customer of Square is missing in the file, a push can create it a second time. So require
-  // that pull-created has read all customers, and that they are still in the file.
+  // If a customer of Square is missing in the file, a push can create it a second time.
   await readDatabase(databasePath, (db) => {
     readAccount(db, context); // Refuses a file of another environment, also in a dry run.
     if (!options["skip-pull-check"]) requirePullForPush(db, context);
   });
 
-  const all: PushResult = { rows: [], changes: [] };
-  const add = ({ rows, changes }: PushResult): void => {
-    all.rows.push(...rows);
-    all.changes.push(...changes);
-  };
   // All rows are checked in a copy of the file, which is thrown away.
-  if (options["dry-run"])
+  if (isDryRun)
     return await readDatabase(databasePath, (db) => {
-      const wanted = { ...pushOptions, batchSize: Number.POSITIVE_INFINITY };
-      const selected = selectRows(db, wanted, new Set());
-      const countries = listCountries();
-      add(prepareRows(db, context, selected, undefined, wanted, countries));
-      return finishPush(db, context, pushOptions, all, true);
+      const selected = selectRows(db, pushOptions, []);
+      const planned = prepareRows(db, context, pushOptions, selected, new Map());
+      return finishPush(db, context, pushOptions, planned);
     });
 
-  let connection: Awaited<ReturnType<typeof connect>> | undefined;
-  const taken = new Set<number>(); // A run takes a row at most once.
-  for (;;) {
-    const batch = await readDatabase(databasePath, (db) => selectRows(db, pushOptions, taken));
-    if (batch.length === 0) break;
-    // Loads the SDK and checks the token, which is not needed if there is nothing to send.
-    connection ??= await connect(context);
-    const { square, account } = connection;
+  const pushed: PushRow[] = [];
+  const selectBatch = () => readDatabase(databasePath, (db) => selectRows(db, pushOptions, pushed));
+  const finish = () =>
+    updateDatabase(databasePath, (db) => finishPush(db, context, pushOptions, pushed));
+  let batch = await selectBatch();
+  // If there is nothing to send, the SDK is not loaded, and the token is not checked.
+  if (batch.length === 0) return await finish();
+  const { square, account } = await connect(context);
 
+  while (batch.length > 0) {
     // A row with a key and no id may be in Square already: the script was killed, or the reply was
     // lost.
     const found = await findInSquare(square, batch);
     // One step checks the rows as they are now, and stores their keys. If a key existed only in
     // memory, a kill between request and save would create the customer twice.
-    const { rows, changes } = await updateDatabase(databasePath, (db) => {
+    const rows = await updateDatabase(databasePath, (db) => {
       saveAccount(db, context, account);
-      return prepareRows(db, context, batch, found, pushOptions, listCountries());
+      return prepareRows(db, context, pushOptions, batch, found);
     });
-    for (const { localId } of rows) taken.add(localId);
     const toLink = rows.filter(({ outcome }) => outcome === "link");
     const toCreate = rows.filter(({ outcome }) => outcome === "create");
-    add({ rows: rows.filter((row) => ![...toLink, ...toCreate].includes(row)), changes });
+    const others = rows.filter(({ outcome }) => outcome !== "link" && outcome !== "create");
 
     const links = await prepareLinks(square, toLink);
-    const replies = await createCustomers(square, traffic, toCreate, batchSize > 1);
+    const replies = await createCustomers(square, traffic, toCreate, pushOptions.batchSize > 1);
     const saved = await updateDatabase(databasePath, (db) => [
-      saveLinks(db, context, links),
-      saveReplies(db, context, replies),
+      ...saveLinks(db, context, links),
+      ...saveReplies(db, context, replies),
     ]);
-    saved.forEach(add);
+    pushed.push(...others, ...saved);
     requireAcceptedToken(replies);
-    context.showProgress(`${taken.size} rows`);
+    context.showProgress(`${pushed.length} rows`);
+    batch = await selectBatch();
   }
-
-  return await updateDatabase(databasePath, (db) =>
-    finishPush(db, context, pushOptions, all, false),
-  );
+  return await finish();
 });
 
 /*
