@@ -13,9 +13,6 @@
 /** `text`: names, addresses and notes. `code`: postal codes and VAT numbers. */
 export type TextKind = "text" | "email" | "phone" | "birthday" | "reference" | "code" | "country";
 
-/** The text to send, which is empty for a blank cell, or what is wrong with the cell. */
-export type Cleaned = { text: string; problem?: never } | { text?: never; problem: string };
-
 // The form of a cleaned value. The other kinds have any form.
 const PATTERNS: Partial<Record<TextKind, { pattern: RegExp; expected: string }>> = {
   email: {
@@ -51,12 +48,9 @@ const DECIMALS = [
  * Cleans and checks the value of a cell.
  * @param countries the codes that the SDK knows. An unknown code would make it reject a whole call
  *   of 100 rows. Without this parameter, the code is not compared
+ * @returns the text to send, which is empty for a blank cell, or what is wrong with the cell
  */
-export function cleanValue(
-  value: unknown,
-  kind: TextKind,
-  countries?: ReadonlySet<string>,
-): Cleaned {
+export function cleanValue(value: unknown, kind: TextKind, countries?: ReadonlySet<string>) {
   if (value instanceof Uint8Array) return { problem: "holds bytes (a BLOB): store it as text" };
   const raw = String(value ?? "").trim();
   // SQLite replaces invalid UTF-8 by U+FFFD when it is read. The original letters would be lost.

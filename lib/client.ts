@@ -66,10 +66,10 @@ export async function connect(context: RunContext, concurrency?: number) {
     account.tokenExpiresAt = expiresAt || null;
     account.merchantId ??= merchantId || null;
   }
-  const { tokenExpiresAt } = account;
-  if (tokenExpiresAt !== null && Date.parse(tokenExpiresAt) < startedAt + EXPIRY_WARNING_MS)
+  const expiry = account.tokenExpiresAt;
+  if (expiry !== null && Date.parse(expiry) < startedAt + EXPIRY_WARNING_MS)
     warn(
-      `the access token expires on ${tokenExpiresAt.slice(0, 10)}: replace SQUARE_ACCESS_TOKEN before that`,
+      `the access token expires on ${expiry.slice(0, 10)}: replace SQUARE_ACCESS_TOKEN before that`,
     );
   return { square, account };
 }
@@ -104,11 +104,9 @@ export function readAccount(db: Database, { databasePath, square }: RunContext):
  */
 export function saveAccount(db: Database, context: RunContext, account: Account): void {
   requireSameMerchant(context.databasePath, readAccount(db, context), account.merchantId);
-  db.run(
-    `INSERT OR REPLACE INTO square_account
-       (only_row, environment, merchant_id, token_hash, token_expires_at) VALUES (1, ?, ?, ?, ?)`,
-    [account.environment, account.merchantId, account.tokenHash, account.tokenExpiresAt],
-  );
+  const sql = `INSERT OR REPLACE INTO square_account
+    (only_row, environment, merchant_id, token_hash, token_expires_at) VALUES (1, ?, ?, ?, ?)`;
+  db.run(sql, [account.environment, account.merchantId, account.tokenHash, account.tokenExpiresAt]);
 }
 
 /** If Square does not name the merchant of one of them, only the environments are compared. */
@@ -126,18 +124,14 @@ function createAccountError(path: string, owner: string, current: string): SyncE
 }
 
 /** @see https://developer.squareup.com/reference/square/o-auth-api/retrieve-token-status */
-async function retrieveTokenStatus(
-  square: SquareClient,
-  environment: string,
-): Promise<Square.RetrieveTokenStatusResponse> {
-  try {
-    return await square.oAuth.retrieveTokenStatus();
-  } catch (error) {
+async function retrieveTokenStatus(square: SquareClient, environment: string) {
+  const request = square.oAuth.retrieveTokenStatus();
+  return await request.catch((error): Square.RetrieveTokenStatusResponse => {
     // Square documents this request only for production. In the sandbox it may reject a valid
     // token, and an invalid one fails at the next request.
     const isMissing = error instanceof Error && "statusCode" in error && error.statusCode === 404;
     const isDenied = createSquareError(error, environment)?.kind === "denied";
     if (isMissing || (isDenied && environment === "sandbox")) return {};
     throw error;
-  }
+  });
 }

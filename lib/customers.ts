@@ -29,11 +29,9 @@ export interface RowChange {
   localId: number;
   id: string;
   outcome: "inserted" | "updated" | "linked" | "deleted" | "merged";
-  /** The columns that changed, for `updated`. */
   columns?: string[];
   /** The columns in which Square's value has replaced that of a person. */
   replaced?: string[];
-  /** The row had an opt-out, and Square has the customer as subscribed. */
   losesOptOut?: boolean;
 }
 
@@ -61,7 +59,7 @@ const UPDATE = `UPDATE OR ABORT customers SET ${SAVED_COLUMNS.map((name) => `${n
  * @param customers at most one for each id
  * @param startedAt when the run began. A mark of a deletion that is younger stays, because this run
  *   may have received the customer before it was deleted
- * @param createdFrom the idempotency key of the row that a customer was created from, by customer id
+ * @param createdFrom by customer id: the idempotency key of the row that it was created from
  */
 export function saveCustomers(
   db: Database,
@@ -160,10 +158,9 @@ function createLinkFinder(
 ): (customer: CustomerRow) => Row | undefined {
   const unpushed = readRows(db, `SELECT * FROM customers WHERE ${UNPUSHED}`);
   if (unpushed.length === 0) return () => undefined;
-  const inSquare = readRows(
-    db,
-    `SELECT reference_id FROM customers WHERE id IS NOT NULL AND ${NOT_DELETED} AND reference_id <> ''`,
-  );
+  const sql = `SELECT reference_id FROM customers
+    WHERE id IS NOT NULL AND ${NOT_DELETED} AND reference_id <> ''`;
+  const inSquare = readRows(db, sql);
   const counts = new Map<string, number>();
   for (const reference of [...unpushed, ...inSquare, ...customers].map(cleanReference))
     counts.set(reference, (counts.get(reference) ?? 0) + 1);
@@ -188,8 +185,8 @@ function createLinkFinder(
   };
 }
 
-function readKey(row: Row): string {
-  return String(row.idempotency_key ?? "");
+export function readKey(row: Row): string {
+  return String(row.idempotency_key ?? "").trim();
 }
 
 function cleanReference(row: Row): string {

@@ -21,9 +21,7 @@ export async function readDatabase<T>(path: string, step: (db: Database) => T): 
       `Cannot open "${path}": no such file`,
       "init-db, which creates it; or the folder of your file, or its path with --db",
     );
-  const SQL = await initSqlJs();
-  const bytes = await readFile(path);
-  return runInCopy(SQL, bytes, path, (db, differences) => {
+  return runInCopy(await initSqlJs(), await readFile(path), path, (db, differences) => {
     requireSchema(differences, path);
     return step(db);
   });

@@ -51,13 +51,10 @@ export interface LiveCustomer {
 }
 
 export function readLiveCustomers(db: Database): LiveCustomer[] {
-  const rows = readRows(
-    db,
-    `SELECT id, created_at,
-       concat(given_name, family_name, company_name, email_address, phone_number) AS searchable
-     FROM customers WHERE id IS NOT NULL AND synced_at <> '' AND ${NOT_DELETED}`,
-  );
-  return rows.map(({ id, created_at, searchable }) => {
+  const sql = `SELECT id, created_at,
+      concat(given_name, family_name, company_name, email_address, phone_number) AS searchable
+    FROM customers WHERE id IS NOT NULL AND synced_at <> '' AND ${NOT_DELETED}`;
+  return readRows(db, sql).map(({ id, created_at, searchable }) => {
     const createdAt = Date.parse(String(created_at)) || 0;
     return { id: String(id), createdAt, isCounted: createdAt > 0 && searchable !== "" };
   });
@@ -128,10 +125,9 @@ function divideRange({ createdAt: range, customers }: Range): Range[] {
   });
   const place = places.find(({ index }) => index >= customers.length / 2) ?? places.at(-1);
   if (place === undefined) return [];
-  const { index, time } = place;
   return [
-    { createdAt: { ...range, endAt: time }, customers: customers.slice(0, index) },
-    { createdAt: { ...range, startAt: time }, customers: customers.slice(index) },
+    { createdAt: { ...range, endAt: place.time }, customers: customers.slice(0, place.index) },
+    { createdAt: { ...range, startAt: place.time }, customers: customers.slice(place.index) },
   ];
 }
 
@@ -141,10 +137,7 @@ function divideRange({ createdAt: range, customers }: Range): Range[] {
  * @throws SyncError (temporary) if Square returns neither a customer nor NOT_FOUND for an id
  * @see https://developer.squareup.com/reference/square/customers-api/bulk-retrieve-customers
  */
-export async function lookUpCustomers(
-  square: SquareClient,
-  ids: readonly string[],
-): Promise<Map<string, Square.Customer | null>> {
+export async function lookUpCustomers(square: SquareClient, ids: readonly string[]) {
   const lookUps = new Map<string, Square.Customer | null>();
   for (let start = 0; start < ids.length; start += MAX_IDS) {
     const customerIds = ids.slice(start, start + MAX_IDS);
@@ -170,10 +163,7 @@ export async function lookUpCustomers(
  * Marks customers as deleted or merged. The rows stay, with all their values.
  * @param gone for each customer the id of the one that it was merged into; null = deleted
  */
-export function markGone(
-  db: Database,
-  gone: ReadonlyMap<string, string | null>,
-): Pick<SaveResult, "changes" | "notSaved"> {
+export function markGone(db: Database, gone: ReadonlyMap<string, string | null>) {
   const markedAt = formatTime(Date.now());
   const changes: RowChange[] = [];
   const notSaved: SaveResult["notSaved"] = [];

@@ -23,13 +23,9 @@ export interface Link {
  * Reads the customers of rows anew, and gives each the reference_id of its row, if it has none. The
  * file can be older than Square, for example if the customer was merged or the reply to an earlier
  * update was lost.
- * @param rows rows with the outcome `link`
  * @see https://developer.squareup.com/reference/square/customers-api/update-customer
  */
-export async function prepareLinks(
-  square: SquareClient,
-  rows: readonly PushRow[],
-): Promise<Link[]> {
+export async function prepareLinks(square: SquareClient, rows: readonly PushRow[]) {
   const ids = rows.map(({ id }) => String(id));
   const lookUps = await lookUpCustomers(square, ids);
   const links: Link[] = [];
@@ -38,11 +34,7 @@ export async function prepareLinks(
   return links;
 }
 
-async function prepareLink(
-  square: SquareClient,
-  row: PushRow,
-  customer: Square.Customer | undefined,
-): Promise<Link> {
+async function prepareLink(square: SquareClient, row: PushRow, customer?: Square.Customer) {
   const customerId = String(row.id);
   const { referenceId } = row.customer;
   if (customer?.id !== customerId)
@@ -54,8 +46,7 @@ async function prepareLink(
   try {
     const request = { customerId, referenceId, ...(version !== undefined && { version }) };
     const { customer: updated } = await square.customers.update(request);
-    if (updated === undefined) return { row, obstacle: "Square returned no customer" };
-    return { row, customer: updated };
+    return updated ? { row, customer: updated } : { row, obstacle: "Square returned no customer" };
   } catch (error) {
     const errors = findInvalidRequestErrors(error);
     if (errors === undefined) throw error;
@@ -68,15 +59,14 @@ export function saveLinks(db: Database, context: RunContext, links: readonly Lin
   return links.map(({ row, customer, obstacle }) => {
     if (customer === undefined) return storeReason(db, row, "held", `not linked: ${obstacle}`);
     const received = buildRow(customer);
-    const { localId } = row;
     const { id } = received;
     const saved = saveCustomers(db, [received], context.startedAt);
     const linked = completeRow(db, row, "linked", id, saved);
     if (linked.outcome === "held") return linked;
-    if (!linkRow(db, localId, id, formatTime(Date.now())))
+    if (!linkRow(db, row.localId, id, formatTime(Date.now())))
       return { ...linked, outcome: "later", reason: "another program has changed it" };
     const losesOptOut = row.hasOptOut && !hasOptOut(received);
-    const change = { localId, id, outcome: "linked", losesOptOut } as const;
-    return { ...linked, changes: [...linked.changes, change] };
+    linked.changes.push({ localId: row.localId, id, outcome: "linked", losesOptOut });
+    return linked;
   });
 }

@@ -74,7 +74,7 @@ export interface CustomerRow extends Row {
   version: number | null;
 }
 
-// For example ["address", "country"]. Splitting the names once is faster.
+// For example ["address", "country"].
 const PATHS = FIELDS.map((field) => ({ ...field, path: field.square.split(".") }));
 
 // Copying an object that has all columns takes half the memory of adding the columns one by one.
@@ -101,14 +101,11 @@ function buildValue(value: unknown, storedAs: Field["storedAs"]): SqlValue {
     return JSON.stringify(Array.isArray(value) ? [...new Set<unknown>(value)].sort() : []);
   if (value === undefined || value === null) return null;
   if (storedAs === "integer") return Number(value); // the SDK returns integers as bigint
-  return storedAs === "time" ? normalizeTime(String(value)) : String(value);
-}
-
-// Times are stored as UTC with three digits for milliseconds, so that the order of the texts is the
-// order of the times. Square omits trailing zeros, and the text `…44Z` would come after `…44.72Z`.
-function normalizeTime(text: string): string {
-  const time = Date.parse(text);
-  return Number.isNaN(time) ? text : new Date(time).toISOString();
+  const text = String(value);
+  if (storedAs !== "time" || Number.isNaN(Date.parse(text))) return text;
+  // Times are stored as UTC with three digits for milliseconds, so that the order of the texts is
+  // the order of the times. Square omits trailing zeros, and `…44Z` would come after `…44.72Z`.
+  return new Date(text).toISOString();
 }
 
 export function keepLatestVersion(rows: Map<string, CustomerRow>, row: CustomerRow): void {
@@ -141,7 +138,6 @@ export function hasOptOut(row: Row): boolean {
   return !["", "0"].includes(String(row.email_unsubscribed ?? "").trim());
 }
 
-/** True if a row has an opt-out, and Square has the customer as subscribed. */
 export function losesOptOut(row: Row, customer: CustomerRow): boolean {
   return hasOptOut(row) && !hasOptOut(customer);
 }

@@ -6,28 +6,24 @@ import { readInParallel } from "./parallel.ts";
 
 export type Filter = Square.CustomerFilter;
 
-/** One page of a search. */
 export interface Page {
   customers: Square.Customer[];
   /** How many customers match the filter, as Square counted them. */
   count: number;
 }
 
-// The most customers that Square returns on one page.
-const PAGE_SIZE = 100;
-
 const MAX_RESTARTS = 3; // of a search whose cursor has expired
 const MAX_ATTEMPTS = 3; // to read all customers that Square counted
 
 /**
  * Requests one page of a search, oldest customer first.
- * @param options.cursor the `cursor` of the previous page
+ * @param options.limit 100 is the most that Square accepts
  * @see https://developer.squareup.com/reference/square/customers-api/search-customers
  */
 export async function requestPage(
   square: SquareClient,
   filter: Filter,
-  { cursor, limit = PAGE_SIZE }: { cursor?: string | undefined; limit?: number } = {},
+  { cursor, limit = 100 }: { cursor?: string | undefined; limit?: number } = {},
 ): Promise<Square.SearchCustomersResponse> {
   return await square.customers.search({
     limit: BigInt(limit),

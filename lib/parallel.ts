@@ -5,7 +5,6 @@
  *
  * This layer can be deleted: `searchPages` alone returns the same customers.
  */
-import type { Square } from "square";
 import type { Filter, Page } from "./paging.ts";
 import { formatTime } from "./window.ts";
 
@@ -19,8 +18,7 @@ const SLICE_OVERLAP_MS = 1_000;
  * Yields the pages of a search in any order. A page has the count of its own slice.
  * @param search reads one slice page by page, oldest customer first
  * @param options.concurrency a large search is divided into about twice as many slices
- * @param options.divideUntil the end of the time to divide if the filter has no end. The last slice
- *   has no end then, so later customers are returned too
+ * @param options.divideUntil the end of the time to divide, if the filter has no end
  */
 export async function* readInParallel(
   search: (filter: Filter) => AsyncGenerator<Page>,
@@ -62,15 +60,9 @@ export async function* readInParallel(
 
 /**
  * Divides the time after a page into two slices that overlap.
- * @param rest how many customers of the slice follow the page
  * @returns no slices if the time is too short for two
  */
-function divideRest(
-  slice: Filter,
-  { customers }: Page,
-  rest: number,
-  divideUntil: number,
-): Square.TimeRange[] {
+function divideRest(slice: Filter, { customers }: Page, rest: number, divideUntil: number) {
   const firstTime = customers.at(0)?.createdAt;
   const lastTime = customers.at(-1)?.createdAt;
   if (!firstTime || !lastTime) return []; // The page is empty.
@@ -84,12 +76,10 @@ function divideRest(
   // and nearly all of them would be in the first slice.
   const halfOfRestMs = ((last - first) / customers.length) * (rest / 2);
   // The rest can be less dense than this page. So cut at the middle of the time at the latest.
-  const halfOfTimeMs = (end - last) / 2;
-  const firstSliceMs = Math.min(halfOfRestMs, halfOfTimeMs);
+  const firstSliceMs = Math.min(halfOfRestMs, (end - last) / 2);
   // The first slice must be longer than the overlap, or the two slices would be nearly the same.
   const cut = last + Math.max(firstSliceMs, 2 * SLICE_OVERLAP_MS);
-  const hasRoom = cut < end - SLICE_OVERLAP_MS;
-  if (!hasRoom) return [];
+  if (cut >= end - SLICE_OVERLAP_MS) return [];
   return [
     // Start 1 ms before the last customer of the page. Others can have the same creation time, and
     // a range may not include its start.

@@ -12,6 +12,7 @@ import { loadSquare } from "./client.ts";
 import {
   NOT_DELETED,
   type RowChange,
+  readKey,
   type SaveResult,
   saveCustomers,
   UNPUSHED,
@@ -20,7 +21,7 @@ import { requireCompletePull } from "./deleted.ts";
 import { formatNumber, type RunContext } from "./internal/cli.ts";
 import { messageOf, SyncError } from "./internal/errors.ts";
 import { type Row, readRows, readValue } from "./internal/sql.ts";
-import { buildRow, type CustomerRow, FIELDS, hasOptOut } from "./mapping.ts";
+import { buildRow, FIELDS, hasOptOut } from "./mapping.ts";
 
 /** Which unpushed rows to push, and what to do with possible duplicates. */
 export interface PushOptions {
@@ -28,7 +29,6 @@ export interface PushOptions {
   /** RFC 3339; null = all rows. */
   createdSince: string | null;
   limit: number | undefined;
-  /** Rows in one request. */
   batchSize: number;
   allowDuplicates: boolean;
   linkDuplicates: boolean;
@@ -49,7 +49,6 @@ export type Outcome =
 /** A row of the file that can be compared with others. */
 interface LocalRow {
   localId: number;
-  /** The row may have been sent, in this run or an earlier one, and the outcome is unknown. */
   inDoubt: boolean;
   hasOptOut: boolean;
   identity: Identity;
@@ -58,12 +57,10 @@ interface LocalRow {
 /** A row that was selected, and what happened to it. */
 export interface PushRow extends LocalRow {
   idempotencyKey: string;
-  /** The data to send. */
   customer: NewCustomer;
   outcome: Outcome;
-  /** Square's customer id, when it is known. */
+  /** Square's customer id. */
   id: string | null;
-  /** Why the row is refused or held. */
   reason: string | null;
   /** The changes of the file, for --verbose. */
   changes: RowChange[];
@@ -121,15 +118,11 @@ export function selectRows(
 ): SelectedRow[] {
   const takenIds = new Set(taken.map(({ localId }) => localId));
   // A row whose created_at is not a time is selected, because it can be new.
-  const rows = readRows(
-    db,
-    `SELECT local_id, idempotency_key, reference_id FROM customers
-     WHERE ${UNPUSHED} AND (?1 IS NULL OR source = ?1)
-       AND (?2 IS NULL OR coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', created_at), ?2) >= ?2)
-     ORDER BY concat(push_error, idempotency_key) <> '', local_id`,
-    [source ?? null, createdSince],
-  );
-  return rows
+  const sql = `SELECT local_id, idempotency_key, reference_id FROM customers
+    WHERE ${UNPUSHED} AND (?1 IS NULL OR source = ?1)
+      AND (?2 IS NULL OR coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', created_at), ?2) >= ?2)
+    ORDER BY concat(push_error, idempotency_key) <> '', local_id`;
+  return readRows(db, sql, [source ?? null, createdSince])
     .filter(({ local_id }) => !takenIds.has(Number(local_id)))
     .slice(0, Math.min(batchSize, limit - taken.length))
     .map((row) => ({ localId: Number(row.local_id), references: listReferences(db, row) }));
@@ -146,10 +139,6 @@ function listReferences(db: Database, row: Row): string[] {
   return isOwn && reference !== key ? [key, reference] : [key];
 }
 
-function readKey(row: Row): string {
-  return String(row.idempotency_key ?? "").trim();
-}
-
 function readLocalRow(row: Row): LocalRow {
   return {
     localId: Number(row.local_id),
@@ -160,9 +149,6 @@ function readLocalRow(row: Row): LocalRow {
     identity: buildIdentity(row),
   };
 }
-
-const OPT_OUT_REASON =
-  "email_unsubscribed is set, and Square would create the customer as subscribed";
 
 /**
  * Decides what happens to selected rows, as they are in the file now, and stores that: the id of a
@@ -200,8 +186,7 @@ export function prepareRows(
     const ownCustomer = findOwnCustomer(row, found.get(row.localId) ?? []);
     if (ownCustomer !== undefined) {
       const { id } = ownCustomer;
-      const createdFrom = new Map([[id, storedKey]]);
-      const saved = saveCustomers(db, [ownCustomer], context.startedAt, createdFrom);
+      const saved = saveCustomers(db, [ownCustomer], context.startedAt, new Map([[id, storedKey]]));
       return completeRow(db, row, "linked", id, saved);
     }
     if (problems.length > 0) return storeReason(db, row, "refused", problems.join("; "));
@@ -210,17 +195,17 @@ export function prepareRows(
       if (match?.id) return { ...row, outcome: "link", ...match };
       if (match !== undefined) return storeReason(db, row, "held", match.reason);
     }
-    if (row.hasOptOut) return storeReason(db, row, "held", OPT_OUT_REASON);
+    if (row.hasOptOut) {
+      const reason =
+        "email_unsubscribed is set, and Square would create the customer as subscribed";
+      return storeReason(db, row, "held", reason);
+    }
     // A row without a reference_id is sent with its key in that field, because search finds a
     // customer by reference_id, and not by idempotency key.
     const referenceId = customer.referenceId ?? row.idempotencyKey;
-    const problem = updateRow(
-      db,
-      row,
-      `idempotency_key = ?, push_error = NULL,
-       reference_id = iif(trim(coalesce(reference_id, '')) = '', ?, reference_id)`,
-      [row.idempotencyKey, referenceId],
-    );
+    const assignments = `idempotency_key = ?, push_error = NULL,
+      reference_id = iif(trim(coalesce(reference_id, '')) = '', ?, reference_id)`;
+    const problem = updateRow(db, row, assignments, [row.idempotencyKey, referenceId]);
     if (problem !== undefined)
       return storeReason(db, row, "refused", `the table does not accept it: ${problem}`);
     sent.add(row.localId);
@@ -233,10 +218,7 @@ export function prepareRows(
  * Finds the customer that a row in doubt became, among those that Square has under its references.
  * If that is unclear, the row is sent again with its key: then Square itself knows the customer.
  */
-function findOwnCustomer(
-  { idempotencyKey, identity }: PushRow,
-  found: readonly Square.Customer[],
-): CustomerRow | undefined {
+function findOwnCustomer({ idempotencyKey, identity }: PushRow, found: readonly Square.Customer[]) {
   // Square's search ignores the case of a reference_id.
   const possible = found
     .map(buildRow)
@@ -251,18 +233,13 @@ function findOwnCustomer(
 
 // ---- The data to send ----
 
-/** The data of a new customer, for CreateCustomer and BulkCreateCustomers. */
 export type NewCustomer = Omit<Square.CreateCustomerRequest, "idempotencyKey">;
 
 /**
  * Builds the data of a new customer from a row, and lists the values that must not be sent. A blank
  * column is left out, because Square accepts a missing field but not an empty one.
- * @param countries the country codes that the SDK knows
  */
-export function buildCustomer(
-  row: Row,
-  countries: ReadonlySet<string>,
-): { customer: NewCustomer; problems: string[] } {
+export function buildCustomer(row: Row, countries: ReadonlySet<string>) {
   const customer: NewCustomer = {};
   const problems: string[] = [];
   for (const { column, square, sent } of FIELDS) {
@@ -301,18 +278,15 @@ function readKnownRows(db: Database, rows: readonly Row[]): KnownRow[] {
   const wanted = new Set(rows.flatMap((row) => listValues(buildIdentity(row))));
   // Deleted customers are left out, because the same person may come back. A merged customer is
   // still in Square, as a part of another one.
-  const stored = readRows(
-    db,
-    `SELECT local_id, iif(${NOT_DELETED}, id, merged_into) AS customer_id, idempotency_key,
-       given_name, family_name, company_name, email_address, phone_number, reference_id,
-       email_unsubscribed
-     FROM customers WHERE ${NOT_DELETED}
-       OR merged_into IN (SELECT id FROM customers WHERE id IS NOT NULL AND ${NOT_DELETED})`,
-  );
-  const known = stored.map((row) => ({
-    ...readLocalRow(row),
-    customerId: row.customer_id === null ? null : String(row.customer_id),
-  }));
+  const sql = `SELECT local_id, iif(${NOT_DELETED}, id, merged_into) AS customer_id,
+      idempotency_key, given_name, family_name, company_name, email_address, phone_number,
+      reference_id, email_unsubscribed
+    FROM customers WHERE ${NOT_DELETED}
+      OR merged_into IN (SELECT id FROM customers WHERE id IS NOT NULL AND ${NOT_DELETED})`;
+  const known = readRows(db, sql).map((row) => {
+    const customerId = row.customer_id === null ? null : String(row.customer_id);
+    return { ...readLocalRow(row), customerId };
+  });
   return known.filter(
     ({ customerId, identity }) =>
       customerId === null || listValues(identity).some((value) => wanted.has(value)),
@@ -381,7 +355,7 @@ function findOnlyCustomer(rows: readonly KnownRow[]): string | null {
   return otherIds.length === 0 ? id : null;
 }
 
-/** Returns why a row cannot be linked to the customer that it matches. */
+/** @returns why a row cannot be linked to the customer that it matches */
 function findObstacle(
   { inDoubt, identity: { reference_id } }: PushRow,
   id: string | null,
@@ -390,11 +364,8 @@ function findObstacle(
   if (inDoubt) return "it may have been sent already";
   if (id === null) return "it matches several rows";
   const ofCustomer = others.filter(({ customerId }) => customerId === id);
-  const references = ["", reference_id];
-  if (
-    reference_id !== "" &&
-    ofCustomer.some(({ identity }) => !references.includes(identity.reference_id))
-  )
+  const known = ofCustomer.map(({ identity }) => identity.reference_id);
+  if (reference_id !== "" && known.some((one) => one !== "" && one !== reference_id))
     return "the customer has another reference_id";
   const unpushed = others.filter(({ customerId }) => customerId === null);
   const isWantedTwice = unpushed.some((other) =>
@@ -406,12 +377,7 @@ function findObstacle(
 // ---- What has happened ----
 
 /** @returns the problem, if the table does not accept the change of an unpushed row */
-function updateRow(
-  db: Database,
-  { localId }: PushRow,
-  assignments: string,
-  values: SqlValue[],
-): string | undefined {
+function updateRow(db: Database, { localId }: PushRow, assignments: string, values: SqlValue[]) {
   const sql = `UPDATE OR ABORT customers SET ${assignments}
     WHERE local_id = ? AND ${UNPUSHED} RETURNING local_id`;
   try {

@@ -19,7 +19,6 @@ import { buildRow, type CustomerRow } from "./mapping.ts";
 import { searchPages } from "./paging.ts";
 import {
   completeRow,
-  type NewCustomer,
   type Outcome,
   type PushOptions,
   type PushRow,
@@ -31,12 +30,8 @@ import { formatCounts, pickCounts, recordRun } from "./runs.ts";
 /**
  * Looks up rows in doubt by reference_id.
  * @returns the customers that Square has for each of them
- * @see https://developer.squareup.com/reference/square/customers-api/search-customers
  */
-export async function findInSquare(
-  square: SquareClient,
-  rows: readonly SelectedRow[],
-): Promise<Map<number, Square.Customer[]>> {
+export async function findInSquare(square: SquareClient, rows: readonly SelectedRow[]) {
   const found = new Map<number, Square.Customer[]>();
   const lookUp = async ({ localId, references }: SelectedRow): Promise<void> => {
     const customers = new Map<string | undefined, Square.Customer>();
@@ -110,19 +105,13 @@ export async function createCustomers(
 }
 
 /**
- * Makes one request.
  * @returns the response for each idempotency key
  * @see https://developer.squareup.com/reference/square/customers-api/bulk-create-customers
  * @see https://developer.squareup.com/reference/square/customers-api/create-customer
  */
-async function requestCreation(
-  square: SquareClient,
-  rows: readonly PushRow[],
-  useBulk: boolean,
-): Promise<Record<string, Square.CreateCustomerResponse>> {
+async function requestCreation(square: SquareClient, rows: readonly PushRow[], useBulk: boolean) {
   if (useBulk) {
-    const customers: Record<string, NewCustomer> = {};
-    for (const { idempotencyKey, customer } of rows) customers[idempotencyKey] = customer;
+    const customers = Object.fromEntries(rows.map((row) => [row.idempotencyKey, row.customer]));
     const { responses = {} } = await square.customers.batchCreate({ customers });
     return responses;
   }
@@ -147,11 +136,7 @@ async function requestCreation(
  * | key used with other values                     | held               | stays                    |
  * | no answer, or an error that is not about it    | sent again later   | stays                    |
  */
-export function saveReplies(
-  db: Database,
-  context: RunContext,
-  replies: readonly Reply[],
-): PushRow[] {
+export function saveReplies(db: Database, context: RunContext, replies: readonly Reply[]) {
   const created: CustomerRow[] = [];
   const createdFrom = new Map<string, string>();
   for (const { row, customer } of replies) {
@@ -202,19 +187,24 @@ export function finishPush(
     .filter(({ reason }) => reason !== null)
     .map(({ localId, outcome, reason }) => `row ${localId} is ${outcome}: ${reason}`);
   const saved = reportSaved({ changes: rows.flatMap(({ changes }) => changes), notSaved: [] });
-  const waiting = [
-    formatCounts({ refused, held, "not sent because of their id": withOwnId }),
-    saved.waiting,
-  ].filter((text) => text !== "");
+  const unsent = formatCounts({ refused, held, "not sent because of their id": withOwnId });
+  const waiting = [unsent, saved.waiting].filter((text) => text !== "");
 
-  const plans: Record<string, number> = {
+  const selected = formatNumber(rows.length, "row");
+  const plans = {
     "would be created": count("create"),
     "would be looked up": count("look up"),
     "would be linked": count("link"),
   };
-  const selected = formatNumber(rows.length, "row");
   const counts = formatCounts({ ...plans, ...done }) || "none is done";
   const summary = rows.length === 0 ? "no rows to push" : `${selected} selected: ${counts}`;
+  const nextStep =
+    "correct a refused row and run it again; for a held row, --link-duplicates if it is the same customer, --allow-duplicates if not, or delete the row";
+  const error = new SyncError(
+    "temporary",
+    `Cannot create ${later} of ${selected} yet: Square did not answer for them, or another program changed them`,
+    "run it again later: these rows keep their idempotency keys",
+  );
   const json = { selected: rows.length, leftOut, edited, ...pickCounts(record), dryRun: isDryRun };
   return {
     ...saved,
@@ -223,27 +213,14 @@ export function finishPush(
     summary: isDryRun ? `dry run: ${summary}; nothing was sent or saved` : summary,
     json: { ...json, rows: rows.map(describeForProgram) },
     table: isDryRun && rows.length > 0 ? buildPlan(rows) : [],
-    ...(refused + held > 0 && {
-      nextStep:
-        "correct a refused row and run it again; for a held row, --link-duplicates if it is the same customer, --allow-duplicates if not, or delete the row",
-    }),
-    error:
-      later === 0
-        ? undefined
-        : new SyncError(
-            "temporary",
-            `Cannot create ${later} of ${selected} yet: Square did not answer for them, or another program changed them`,
-            "run it again later: these rows keep their idempotency keys",
-          ),
+    ...(refused + held > 0 && { nextStep }),
+    ...(later > 0 && { error }),
   };
 }
 
 /** Counts the rows that this run did not take, and describes why they are not sent. */
-function describeOtherRows(
-  db: Database,
-  { source, createdSince, limit }: PushOptions,
-  rows: readonly PushRow[],
-) {
+function describeOtherRows(db: Database, options: PushOptions, rows: readonly PushRow[]) {
+  const { source, createdSince, limit } = options;
   const readIds = (condition: string) => {
     const sql = `SELECT local_id FROM customers WHERE ${NOT_DELETED} AND ${condition}`;
     return readRows(db, sql).map(({ local_id }) => Number(local_id));

@@ -57,7 +57,6 @@ export function recordRun(
   return record;
 }
 
-/** Picks the counts of a record, for --json. */
 export function pickCounts(record: RunRecord): Counts {
   const { since, until, watermark, ...counts } = record;
   return counts;
@@ -77,11 +76,7 @@ export function formatCounts(counts: Record<string, number>): string {
  * and proves nothing.
  * @returns RFC 3339; null before the first complete run
  */
-export function readWatermark(
-  db: Database,
-  script: string,
-  which: "max" | "min" = "max",
-): string | null {
+export function readWatermark(db: Database, script: string, which: "max" | "min" = "max") {
   const sql = `SELECT ${which}(watermark) FROM sync_runs
     WHERE script = ? AND watermark <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')`;
   const time = readValue(db, sql, [script]);
@@ -106,15 +101,14 @@ export function describePull(action: string, record: RunRecord, missingCount: nu
   const start = since === null ? "since the beginning" : `since ${format(since)}`;
   const span = until === null ? start : `${start} until ${format(until)}`;
   const done = `${formatNumber(fetched, "customer")} fetched ${span}: ${formatCounts(counts) || "none was saved"}`;
-  const result = {
-    summary: fetched === 0 ? `no customers ${action} ${span}` : done,
-    json: { since, until, ...counts },
-  };
-  if (missingCount === 0) return result;
   const error = new SyncError(
     "failed",
     `Cannot read all customers: Square counted ${missingCount} more than it returned`,
     "run it again: what arrived is saved, and the next run reads the same window",
   );
-  return { ...result, error };
+  return {
+    summary: fetched === 0 ? `no customers ${action} ${span}` : done,
+    json: { since, until, ...counts },
+    ...(missingCount > 0 && { error }),
+  };
 }

@@ -11,7 +11,6 @@ export function readSchema(): string {
   return readFileSync(new URL("./schema.sql", import.meta.url), "utf8");
 }
 
-/** Something that schema.sql makes and that the file does not have. */
 export interface Difference {
   text: string;
   /** The statement with which init-db adds it. Without one, schema.sql itself adds it. */
@@ -33,10 +32,8 @@ export function compareSchema(db: Database, reference: Database): Difference[] {
     const text = "a newer version of the scripts has made it";
     return [{ text, advice: "the newer scripts, or another file with --db" }];
   }
-  const tables = readRows(
-    reference,
-    "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
-  );
+  const sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'";
+  const tables = readRows(reference, sql);
   return tables.flatMap(({ name }) => compareTable(String(name), db, reference));
 }
 
@@ -53,7 +50,6 @@ export function requireSchema(differences: Difference[], path: string): void {
   );
 }
 
-/** Lists the columns of a table, those with a UNIQUE index, and the triggers. */
 function describeTable(db: Database, table: string) {
   const read = (sql: string) => readRows(db, sql, [table]);
   return {
@@ -86,7 +82,14 @@ function compareTable(table: string, db: Database, reference: Database): Differe
   for (const column of expected.columns) {
     const type = find(actual.columns, column.name)?.type;
     if (type === undefined) differences.push(describeMissingColumn(table, column, others));
-    else if (type !== column.type) differences.push(describeWrongType(table, column, type));
+    else if (type !== column.type) {
+      const alter = `ALTER TABLE ${table}`;
+      const { name } = column;
+      differences.push({
+        text: `${table}.${name} has the type ${type || "(none)"} instead of ${column.type}`,
+        advice: `${alter} RENAME COLUMN ${name} TO old_${name}; ${alter} ADD COLUMN ${name} ${column.type}; UPDATE ${table} SET ${name} = old_${name}`,
+      });
+    }
   }
   for (const { name } of expected.unique)
     if (find(actual.columns, name) && !find(actual.unique, name))
@@ -94,10 +97,12 @@ function compareTable(table: string, db: Database, reference: Database): Differe
         text: `${table}.${name} has no UNIQUE index`,
         statement: `CREATE UNIQUE INDEX ${table}_${name} ON ${table} (${name})`,
       });
+  // SQLite rewrites names in a trigger when a column is renamed, and may put quotes around them.
+  const normalize = (sql: SqlValue | undefined) => String(sql).replace(/["\s]+/g, "");
   for (const { name, sql } of expected.triggers) {
     const trigger = find(actual.triggers, name);
     if (trigger === undefined) differences.push({ text: `${table} has no trigger ${name}` });
-    else if (normalizeSql(trigger.sql) !== normalizeSql(sql))
+    else if (normalize(trigger.sql) !== normalize(sql))
       differences.push({
         text: `the trigger ${name} differs from lib/schema.sql`,
         advice: `DROP TRIGGER ${name}, then init-db`,
@@ -119,17 +124,4 @@ function describeMissingColumn(table: string, column: Row, others: Row[]): Diffe
   const oldName = others.length === 1 ? names : `<${names}>`;
   const rename = `ALTER TABLE ${table} RENAME COLUMN ${oldName} TO ${name}`;
   return { text, advice: `${rename} if it was renamed; ${add} if it is new` };
-}
-
-function describeWrongType(table: string, { name, type }: Row, actualType: SqlValue): Difference {
-  const alter = `ALTER TABLE ${table}`;
-  return {
-    text: `${table}.${name} has the type ${actualType || "(none)"} instead of ${type}`,
-    advice: `${alter} RENAME COLUMN ${name} TO old_${name}; ${alter} ADD COLUMN ${name} ${type}; UPDATE ${table} SET ${name} = old_${name}`,
-  };
-}
-
-// SQLite rewrites names in a trigger when a column is renamed, and may put quotes around them.
-function normalizeSql(sql: SqlValue | undefined): string {
-  return String(sql).replace(/["\s]+/g, "");
 }

@@ -9,8 +9,8 @@ import { SyncError } from "./internal/errors.ts";
 export const SEARCH_LAG_MS = 5 * 60_000;
 
 /**
- * A span of time; null = no start, no end. All such times are texts like 2026-08-01T00:00:00.000Z, so
- * that the order of the texts is the order of the times. They are compared with `<` and `>`.
+ * A span of time; null = no start, no end. Such times are texts like 2026-08-01T00:00:00.000Z. The
+ * order of the texts is the order of the times.
  */
 export interface Window {
   since: string | null;
@@ -20,7 +20,6 @@ export interface Window {
 /**
  * Works out the window of a run.
  * @param options.since `last` (continue at the watermark), `all`, or a time for parseTime
- * @param watermark the time up to which earlier runs have read everything; null = no such time yet
  * @throws SyncError (usage) when a time has an unknown form, or the window is empty
  */
 export function resolveWindow(
@@ -45,11 +44,7 @@ export function resolveWindow(
  * Computes the watermark to save after a run that has read all of `window`.
  * @returns null if the run proves nothing new
  */
-export function computeNextWatermark(
-  window: Window,
-  watermark: string | null,
-  startedAt: number,
-): string | null {
+export function computeNextWatermark(window: Window, watermark: string | null, startedAt: number) {
   // A window that starts too late leaves a gap: `--since 5m` after a day without runs leaves almost
   // a day unread. The watermark then stays where it is, so that the next run reads the gap.
   const sinceLast = computeSinceLast(watermark);
@@ -63,7 +58,6 @@ export function buildTimeRange({ since, until }: Window): { startAt?: string; en
   return { ...(since !== null && { startAt: since }), ...(until !== null && { endAt: until }) };
 }
 
-// null means that everything has to be read.
 function computeSinceLast(watermark: string | null): string | null {
   return watermark === null ? null : formatTime(Date.parse(watermark) - SEARCH_LAG_MS);
 }

@@ -28,7 +28,6 @@ const EXIT_CODES_HELP =
 
 type OptionSet = Record<string, Options>;
 
-/** The options of every script. */
 const COMMON_OPTIONS = {
   db: text("The SQLite file [DATABASE_PATH or database.db]"),
   json: flag("Print the result as one JSON object"),
@@ -36,7 +35,6 @@ const COMMON_OPTIONS = {
   verbose: flag("Also print changed rows, retries and causes"),
 } as const satisfies OptionSet;
 
-/** The options of the pulls. */
 export const PULL_OPTIONS = {
   since: {
     ...text("last (run), all, 90s, 5m, 24h, 1d, 2w, 2026-08-01, or RFC 3339"),
@@ -61,9 +59,7 @@ export interface Manual<O extends OptionSet> {
 
 /** The settings of a run, and the functions that report to the user. */
 export interface RunContext {
-  /** For example `pull-created`. */
   script: string;
-  /** The path of the SQLite file, as the user wrote it. */
   databasePath: string;
   square: SquareSettings;
   /** When the run began, by this computer's clock, in milliseconds since 1970. */
@@ -71,20 +67,15 @@ export interface RunContext {
   traffic: Traffic;
   /** Prints a warning to stderr, also with --quiet. */
   warn(text: string): void;
-  /** Shows on a terminal how far the run is. */
   showProgress(text: string): void;
 }
 
-/** The context of a run with the options of the script. */
-export type ScriptContext<O extends OptionSet> = RunContext & {
-  options: InferredOptionTypes<O & typeof COMMON_OPTIONS>;
-};
+type Parsed<O extends OptionSet> = { options: InferredOptionTypes<O & typeof COMMON_OPTIONS> };
+type Main<O extends OptionSet> = (context: RunContext & Parsed<O>) => Promise<Result>;
 
 /** The result of a run: what is printed to stdout, and lines for stderr. */
 export interface Result {
-  /** One line for the user, printed after the name of the script. */
   summary: string;
-  /** Fields for `--json`, in addition to those of every script. */
   json?: object;
   /** Text for another program. It is printed to stdout byte for byte, and the summary to stderr. */
   data?: string;
@@ -98,17 +89,13 @@ export interface Result {
   reasons?: readonly string[];
   /** What waits for a person, for example `2 refused, 1 held`. The exit code is then 3. */
   waiting?: string;
-  /** Printed after `Try: `, except with --quiet. */
   nextStep?: string;
   /** The error of a run that did only a part of its work. It is reported after the summary. */
   error?: SyncError | undefined;
 }
 
 /** Runs a script, prints its result or its error, and ends the process with the exit code. */
-export async function runScript<const O extends OptionSet>(
-  manual: Manual<O>,
-  main: (context: ScriptContext<O>) => Promise<Result>,
-): Promise<void> {
+export async function runScript<const O extends OptionSet>(manual: Manual<O>, main: Main<O>) {
   // Exit in the signal handler, because the wait of the SDK between two attempts cannot be
   // interrupted. This loses nothing: a save is synchronous, so it is complete or has not begun.
   for (const [signal, code] of Object.entries(EXIT_SIGNALS))
@@ -140,10 +127,7 @@ export async function runScript<const O extends OptionSet>(
 }
 
 /** @returns the exit code of a run without an error */
-async function execute<O extends OptionSet>(
-  manual: Manual<O>,
-  main: (context: ScriptContext<O>) => Promise<Result>,
-): Promise<number> {
+async function execute<O extends OptionSet>(manual: Manual<O>, main: Main<O>): Promise<number> {
   const { name, needsSquare } = manual;
   const startedAt = Date.now();
   const options = await parseCommandLine(manual);
@@ -196,27 +180,17 @@ function requireSupportedNode(): void {
   const { node } = process.versions;
   const [major = 0, minor = 0] = node.split(".").map(Number);
   if (major < 20 || (major === 20 && minor < 19))
-    throw new SyncError(
-      "usage",
-      `Cannot start: Node ${node} is too old`,
-      "Node 20.19 or later, from https://nodejs.org",
-    );
+    throw new SyncError("usage", `Cannot start: Node ${node} is too old`, "Node 20.19 or later");
 }
 
 function describeError(error: unknown): SyncError {
   if (error instanceof SyncError) return error;
-  if (isDeniedByDeno(error))
-    return new SyncError(
-      "usage",
-      `Cannot go on: Deno has no permission for it (${messageOf(error)})`,
-      "the deno command in the first comment of the script, with your own file and host in it",
-      error,
-    );
-  const nextStep = "add --verbose to see where it happened";
-  return new SyncError("failed", `Cannot go on: ${messageOf(error)}`, nextStep, error);
+  const message = `Cannot go on: ${messageOf(error)}`;
+  const command = "the deno command in the first comment of the script, with your file and host";
+  if (isDeniedByDeno(error)) return new SyncError("usage", message, command, error);
+  return new SyncError("failed", message, "add --verbose to see where it happened", error);
 }
 
-/** Lists the stack traces of an error and its causes, line by line. */
 function listStackTraces(error: unknown): string[] {
   return listErrorChain(error).flatMap((cause) => {
     const { name, message, stack = message } = cause;
@@ -230,9 +204,7 @@ function listStackTraces(error: unknown): string[] {
 // ---- Options ----
 
 /** Parses the command line. For --help and --version, yargs prints the text and ends the process. */
-async function parseCommandLine<O extends OptionSet>(
-  manual: Manual<O>,
-): Promise<ScriptContext<O>["options"]> {
+async function parseCommandLine<O extends OptionSet>(manual: Manual<O>) {
   const { name, purpose, options, examples } = manual;
   // Some runners pass on the -- that npm removes. yargs would ignore every option after it.
   const words = process.argv.slice(2).filter((word) => word !== "--");
@@ -275,7 +247,7 @@ async function parseCommandLine<O extends OptionSet>(
     })
     .parseAsync();
   // yargs has checked the values against the types of allOptions.
-  return parsed as ScriptContext<O>["options"];
+  return parsed as Parsed<O>["options"];
 }
 
 /** Describes a word that yargs does not know. yargs returns an option without its dashes. */
@@ -302,12 +274,9 @@ function rejectOptionTakenByNpm(name: string, known: string[]): void {
   // Every script rejects --dry-run: `npm run sync` runs four scripts, and the last one is push-new.
   const all = [...known, "dry-run"];
   const option = all.find((one) => taken.includes(normalize(`npm_config_${one}`)));
-  if (option !== undefined)
-    throw new SyncError(
-      "usage",
-      `Cannot use --${option}: npm took it as its own option`,
-      `npx tsx scripts/${name}.ts --${option}, or with npm: npm run ${name} -- --${option}`,
-    );
+  if (option === undefined) return;
+  const message = `Cannot use --${option}: npm took it as its own option`;
+  throw new SyncError("usage", message, `npx tsx scripts/${name}.ts --${option}`);
 }
 
 /**
@@ -318,12 +287,10 @@ export function flag(describe: string) {
   return { type: "boolean", nargs: 0, describe } as const;
 }
 
-/** Defines an option that takes a text. */
 export function text(describe: string) {
   return { type: "string", requiresArg: true, describe } as const;
 }
 
-/** Defines an option that takes a whole number from 1 to `max`. */
 export function count(option: string, describe: string, max: number = 1_000_000_000) {
   const coerce = (value: number): number => {
     if (Number.isInteger(value) && value >= 1 && value <= max) return value;
@@ -347,7 +314,6 @@ function printError(line: string): void {
   process.stderr.write(`${makePrintable(line)}\n`);
 }
 
-/** Erases the line with the progress, so that another text can take its place. */
 function hideProgress(): void {
   if (hasProgress) process.stderr.write(CLEAR_LINE);
   hasProgress = false;
@@ -380,18 +346,15 @@ function write(stream: NodeJS.WriteStream, text: string): Promise<void> {
 /** Formats the summary line. In a log, which is not a terminal, it gets the time and the file too. */
 function formatSummary({ script, databasePath, square }: RunContext, summary: string): string {
   const { isTTY } = process.stdout;
-  const places = [square.environment, isTTY ? "" : databasePath].filter((place) => place !== "");
   const time = isTTY ? "" : `${new Date().toISOString().slice(0, 19)}Z `;
-  const where = places.length > 0 ? ` (${places.join(", ")})` : "";
-  return `${time}${script}${where}: ${summary}`;
+  const places = [square.environment, isTTY ? "" : databasePath].filter(Boolean).join(", ");
+  return `${time}${script}${places && ` (${places})`}: ${summary}`;
 }
 
-/** For example `1 customer`, `2 customers`. */
 export function formatNumber(number: number, noun: string): string {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
-/** Formats a table: columns of equal width, separated by two spaces. */
 function formatTable(rows: readonly (readonly string[])[]): string[] {
   const measure = (column: number) => Math.max(...rows.map((row) => row[column]?.length ?? 0));
   const widths = rows[0]?.map((_, column) => measure(column)) ?? [];

@@ -14,7 +14,7 @@ export const SQUARE_HOSTS = new Map([
   ["sandbox", "https://connect.squareupsandbox.com"],
 ]);
 
-/** The Square account that a run works with. All are empty for a script that does not use Square. */
+/** The Square account of a run. All are empty for a script that does not use Square. */
 export interface SquareSettings {
   /** `sandbox`, `production`, or `offline` if SQUARE_BASE_URL names another server. */
   environment: string;
@@ -68,13 +68,9 @@ export async function readConfiguration(
       square.environment = "offline";
     }
   }
-  if (problems.length > 0)
-    throw new SyncError(
-      "usage",
-      `Cannot start: ${problems.join("; ")}`,
-      "correct .env in this folder, or the environment, which overrides it; README.md shows both",
-    );
-  return { databasePath, square };
+  if (problems.length === 0) return { databasePath, square };
+  const nextStep = "correct .env in this folder, or the environment, which overrides it";
+  throw new SyncError("usage", `Cannot start: ${problems.join("; ")}`, nextStep);
 }
 
 function checkBaseUrl(value: string): string[] {

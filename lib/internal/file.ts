@@ -20,32 +20,26 @@ import { codeOf, isDeniedByDeno, messageOf, SyncError } from "./errors.ts";
 
 // A lock that is older than this is the leftover of a killed script. A step takes seconds at most.
 const LEFTOVER_MS = 60_000;
-
-// How long a step waits. For a lock, that is a little longer than it takes to become a leftover.
-const LOCK_WAIT_MS = 65_000;
-const PROGRAM_WAIT_MS = 5_000;
 const POLL_MS = 50;
 
 /** Computes what to save from the content of the file. With `undefined`, nothing is saved. */
 type Change<T> = (bytes: Uint8Array) => { result: T; content: Uint8Array | undefined };
 
-/** Ends an attempt, because another script or program uses the file. `repeat` makes the next one. */
+/** Ends an attempt, because another program uses the file. `repeat` makes the next one. */
 class FileInUse extends Error {
-  maxWaitMs: number;
-
-  constructor(user: string, maxWaitMs: number) {
-    super(`${user} has it open`);
-    this.maxWaitMs = maxWaitMs;
-  }
+  user = "another program";
+  maxWaitMs = 5_000;
 }
 
-/**
- * Reads a whole file. A file that does not exist is read as an empty one.
- * @throws SyncError (temporary) if another program has it open for more than five seconds
- */
+/** Another script has the lock. The wait is a little longer than a lock takes to be a leftover. */
+class FileLocked extends FileInUse {
+  override user = "another script";
+  override maxWaitMs = 65_000;
+}
+
+/** Reads a whole file. A file that does not exist is read as an empty one. */
 export async function readFile(path: string): Promise<Uint8Array> {
-  const { bytes } = await repeat(path, readOnce);
-  return bytes;
+  return (await repeat(path, readOnce)).bytes;
 }
 
 /**
@@ -53,28 +47,34 @@ export async function readFile(path: string): Promise<Uint8Array> {
  * killed, the path has either the old file or the new one.
  * @param change runs again if another program has changed the file meanwhile, so it must have no
  *   effects outside its result
- * @throws SyncError (temporary) if the file stays in use, and what `change` throws
  */
 export async function changeFile<T>(path: string, change: Change<T>): Promise<T> {
   return await repeat(path, (target) => changeOnce(target, change));
 }
 
-/** Repeats an attempt while the file is in use. */
+/** Repeats an attempt while the file is in use. Turns an error of the file system into a message. */
 async function repeat<T>(path: string, attempt: (target: string) => T): Promise<T> {
   const startedAt = performance.now();
   for (;;) {
     try {
       return attempt(resolvePath(path));
     } catch (error) {
-      if (!(error instanceof FileInUse)) throw createFileError(path, error);
-      if (performance.now() - startedAt > error.maxWaitMs)
-        throw new SyncError(
-          "temporary",
-          `Cannot use "${path}": ${error.message}`,
-          "close that program, or run it again later; if none is running: VACUUM in sqlite3",
-        );
+      if (error instanceof FileInUse) {
+        if (performance.now() - startedAt > error.maxWaitMs)
+          throw new SyncError(
+            "temporary",
+            `Cannot use "${path}": ${error.user} has it open`,
+            "close that program, or run it again later; if none is running: VACUUM in sqlite3",
+          );
+        await sleep(POLL_MS);
+        continue;
+      }
+      // runScript has its own words for a permission that Deno lacks.
+      if (codeOf(error) === "" || isDeniedByDeno(error)) throw error;
+      const nextStep =
+        "check the path, the permissions of its folder, and the free space of the disk";
+      throw new SyncError("failed", `Cannot use "${path}": ${messageOf(error)}`, nextStep, error);
     }
-    await sleep(POLL_MS);
   }
 }
 
@@ -91,8 +91,7 @@ function changeOnce<T>(target: string, change: Change<T>): T {
     // Flush the content before the rename. Otherwise the disk can store the new name first, and
     // after a power failure the file would be empty.
     fs.fsyncSync(handle);
-    // Compare as late as possible, because everything before this takes time.
-    if (!isStillAt(lock, handle)) throw new FileInUse("another script", LOCK_WAIT_MS);
+    if (!isStillAt(lock, handle)) throw new FileLocked();
     requireFingerprint(target, fingerprint);
     rename(lock, target);
     flushFolder(dirname(target));
@@ -104,7 +103,6 @@ function changeOnce<T>(target: string, change: Change<T>): T {
   }
 }
 
-/** Creates the lock and returns its handle. */
 function createLock(lock: string): number {
   try {
     return fs.openSync(lock, "wx", 0o600);
@@ -115,7 +113,7 @@ function createLock(lock: string): number {
     const stats = fs.statSync(lock, { throwIfNoEntry: false });
     if (stats !== undefined && Math.abs(Date.now() - stats.mtimeMs) > LEFTOVER_MS)
       fs.rmSync(lock, { force: true });
-    throw new FileInUse("another script", LOCK_WAIT_MS);
+    throw new FileLocked();
   }
 }
 
@@ -139,8 +137,7 @@ function readOnce(target: string) {
 }
 
 function requireFingerprint(target: string, fingerprint: string): void {
-  if (readFingerprint(target) !== fingerprint)
-    throw new FileInUse("another program", PROGRAM_WAIT_MS);
+  if (readFingerprint(target) !== fingerprint) throw new FileInUse();
 }
 
 /** Identifies the content of a file by what changes with every commit of any program. */
@@ -152,8 +149,7 @@ function readFingerprint(target: string): string {
   const header = fs.existsSync(journal) ? fs.readFileSync(journal).subarray(0, 28) : [];
   // After a transaction, a journal is deleted, empty, or has a header of zeros. SQLite writes the
   // first 12 of its 28 bytes last, so they are 0 in an open transaction too.
-  if (isOpen || header.some((byte) => byte !== 0))
-    throw new FileInUse("another program", PROGRAM_WAIT_MS);
+  if (isOpen || header.some((byte) => byte !== 0)) throw new FileInUse();
   const stats = fs.statSync(target, { bigint: true, throwIfNoEntry: false });
   if (stats === undefined) return "missing";
   return [stats.size, stats.ino, stats.mtimeNs, stats.ctimeNs].join(" ");
@@ -181,7 +177,7 @@ function rename(from: string, to: string): void {
   } catch (error) {
     // Windows refuses a rename while a viewer has the target open.
     if (!["EPERM", "EACCES", "EBUSY"].includes(codeOf(error))) throw error;
-    throw new FileInUse("another program", PROGRAM_WAIT_MS);
+    throw new FileInUse();
   }
 }
 
@@ -206,16 +202,4 @@ function resolvePath(path: string): string {
   const stats = fs.statSync(target, { throwIfNoEntry: false });
   if (stats === undefined || stats.isFile()) return target;
   throw new SyncError("usage", `Cannot use "${path}": it is not a file`, "another file with --db");
-}
-
-/** Turns an error of the file system into one for the user. Returns any other error unchanged. */
-function createFileError(path: string, error: unknown): unknown {
-  // runScript has its own words for a permission that Deno lacks.
-  if (codeOf(error) === "" || isDeniedByDeno(error)) return error;
-  return new SyncError(
-    "failed",
-    `Cannot use "${path}": ${messageOf(error)}`,
-    "check the path, the permissions of its folder, and the free space of the disk",
-    error,
-  );
 }

@@ -1,10 +1,7 @@
 /** Reads the errors of Square, and turns those of the SDK into errors for the user. */
 import { isDeniedByDeno, isRecord, messageOf, SyncError } from "./errors.ts";
 
-/**
- * One entry of the `errors` array in a reply.
- * @see https://developer.squareup.com/docs/build-basics/handling-errors
- */
+/** An entry of `errors`: https://developer.squareup.com/docs/build-basics/handling-errors. */
 export interface SquareErrorEntry {
   category: string;
   code: string;
@@ -63,13 +60,10 @@ export function formatErrors(errors: SquareErrorEntry[]): string {
 export function createSquareError(error: unknown, environment: string): SyncError | undefined {
   // The SDK checks a request before it sends it. It does not export the class of this error. The
   // message can contain the value, so it is not printed.
-  if (error instanceof Error && error.name === "JsonError")
-    return new SyncError(
-      "failed",
-      "Cannot send a request: the square package does not accept a value in it",
-      "see where with --verbose",
-      error,
-    );
+  if (error instanceof Error && error.name === "JsonError") {
+    const message = "Cannot send a request: the square package does not accept a value in it";
+    return new SyncError("failed", message, "see where with --verbose", error);
+  }
   if (!isSquareError(error) || isDeniedByDeno(error)) return undefined;
   // The SDK wraps an error that the strict `fetch` threw.
   if (error.cause instanceof SyncError) return error.cause;
@@ -80,33 +74,23 @@ export function createSquareError(error: unknown, environment: string): SyncErro
   const words = formatErrors(errors) || `status ${status}`;
   if (hasCategory(errors, "AUTHENTICATION_ERROR")) return createDeniedError(words, error);
   if (status === 0 || status === 408 || status === 429 || status >= 500) {
-    // The strict `fetch` stores the reason in the body of the reply that it makes up.
     const reason = isRecord(body) ? body.retry_reason : undefined;
     return new SyncError(
       "temporary",
       `Cannot reach Square (${environment}): ${reason ?? (status === 0 ? messageOf(error) : words)}`,
-      environment === "offline"
-        ? "run it again later; does the server of SQUARE_BASE_URL run (npm run square)?"
-        : "run it again later; check the network and https://www.issquareup.com",
+      "run it again later; check the network, SQUARE_BASE_URL, and https://www.issquareup.com",
       error,
     );
   }
-  if (errors.length === 0)
-    return new SyncError(
-      "failed",
-      `Cannot reach Square (${environment}): ${words} came from a proxy, a firewall or another server`,
-      "ask whoever runs the network, or check SQUARE_BASE_URL and HTTPS_PROXY",
-      error,
-    );
+  const source = errors.length > 0 ? "Square" : "a proxy, a firewall or another server";
   return new SyncError(
     "failed",
-    `Cannot complete a request to Square (${environment}): it returned ${words}`,
-    "see the request with --verbose; check SQUARE_BASE_URL, if it is set",
+    `Cannot complete a request to Square (${environment}): ${words} came from ${source}`,
+    "check SQUARE_BASE_URL, HTTPS_PROXY and the network; --verbose shows the request",
     error,
   );
 }
 
-/** Creates the error for a token that Square does not accept, or that lacks a permission. */
 export function createDeniedError(words: string, cause?: unknown): SyncError {
   return new SyncError(
     "denied",

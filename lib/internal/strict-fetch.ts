@@ -82,11 +82,8 @@ export async function createStrictFetch(
   };
 }
 
-/** The reply for the SDK, and why the SDK will send the request again, if it will. */
-type Reply = { response: Response; retryReason?: string | undefined };
-
-/** Sends one request and reads the whole reply. */
-async function receive(url: string, init: RequestInit): Promise<Reply> {
+/** Sends one request and reads the whole reply. With `retryReason`, the SDK will send it again. */
+async function receive(url: string, init: RequestInit) {
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(), REPLY_TIMEOUT_MS);
   try {
@@ -136,7 +133,7 @@ async function receive(url: string, init: RequestInit): Promise<Reply> {
 }
 
 /** Makes up a reply that the SDK retries. Its body keeps the reason for the error message. */
-function createUnanswered(retryReason: string): Reply {
+function createUnanswered(retryReason: string) {
   return { response: Response.json({ retry_reason: retryReason }, { status: 503 }), retryReason };
 }
 
