@@ -14,8 +14,7 @@ const EXPIRY_WARNING_MS = 7 * 24 * 3_600_000;
 
 /**
  * Loads the `square` package. That takes most of a second, so a run without requests does not do it.
- * With `import()`, Node 20 and tsx load each of its 3,600 CommonJS files through another
- * thread, which takes longer, and sometimes never ends.
+ * `import()` takes longer: tsx would load each of its 3,600 CommonJS files through another thread.
  */
 export function loadSquare(): typeof import("square") {
   return createRequire(import.meta.url)("square");

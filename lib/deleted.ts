@@ -121,13 +121,14 @@ function divideRange({ createdAt: range, customers }: Range): Range[] {
   // The places between two customers where at least a millisecond is free.
   const places = customers.flatMap(({ createdAt }, index) => {
     const previous = customers[index - 1]?.createdAt ?? createdAt;
-    return createdAt - previous > 1 ? [{ index, time: formatTime(createdAt - 1) }] : [];
+    return createdAt - previous > 1 ? [{ index, time: createdAt - 1 }] : [];
   });
   const place = places.find(({ index }) => index >= customers.length / 2) ?? places.at(-1);
   if (place === undefined) return [];
+  const time = formatTime(place.time);
   return [
-    { createdAt: { ...range, endAt: place.time }, customers: customers.slice(0, place.index) },
-    { createdAt: { ...range, startAt: place.time }, customers: customers.slice(place.index) },
+    { createdAt: { ...range, endAt: time }, customers: customers.slice(0, place.index) },
+    { createdAt: { ...range, startAt: time }, customers: customers.slice(place.index) },
   ];
 }
 
